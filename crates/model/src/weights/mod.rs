@@ -1,0 +1,202 @@
+//! A checkpoint's weights: which tensors the architecture needs ([`inventory`]), where either layout keeps them,
+//! and reading them checked (shape, element type, no NaN) one tensor, or one band of rows, at a time.
+//!
+//! Everything that computes is built from here; a stage that owns layers 8 to 16 asks for their tensors and no
+//! other byte of the file is read.
+
+mod digest;
+mod inventory;
+mod names;
+mod source;
+
+use std::borrow::Cow;
+
+use half::{bf16, f16};
+use janus_kernels::{Packed, PackedBuilder, WeightFormat};
+use janus_spec::{Files, ModelSpec};
+
+pub use digest::{Digest, TensorDigest};
+pub use inventory::{Part, TensorDecl, inventory};
+pub use source::Dtype;
+
+use crate::error::{Error, Result};
+use names::Location;
+use source::{Entry, Source};
+
+/// Rows are read in bands of about this many bytes, so that packing a large matrix needs little beside its result.
+const BAND_BYTES: usize = 4 << 20;
+
+/// An opened checkpoint: its specification and an index over its tensors. Cheap; no weights are read yet.
+pub struct Checkpoint {
+    /// What config.json says.
+    pub spec: ModelSpec,
+    /// The files themselves (tokeniser, configuration).
+    pub files: Files,
+    source: Source,
+}
+
+/// Numbers of one tensor as stored.
+enum Stored {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint and checks that every tensor the architecture needs is there with the right shape.
+    pub fn open(files: Files) -> Result<Self> {
+        let spec = ModelSpec::load(&files)?;
+        let source = Source::open(&files)?;
+        let checkpoint = Checkpoint { spec, files, source };
+        for tensor in inventory(&checkpoint.spec) {
+            checkpoint.locate(&tensor.name, &tensor.shape)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// The format weights are computed in unless the user asks for another: as stored, which loses nothing
+    /// (bf16 stays bf16; f16 and f32 become f32).
+    pub fn native_format(&self) -> WeightFormat {
+        let name = "model.language_model.norm.weight";
+        match self.find(name).map(|(_, entry)| &entry.dtype) {
+            Some(Ok(Dtype::Bf16)) => WeightFormat::Bf16,
+            _ => WeightFormat::F32,
+        }
+    }
+
+    /// How the tensor is stored; `None` if it is absent.
+    pub fn dtype_of(&self, name: &str) -> Option<Dtype> {
+        self.find(name).and_then(|(_, entry)| entry.dtype.clone().ok())
+    }
+
+    /// A whole tensor as f32, in row-major order of `shape`.
+    ///
+    /// # Errors
+    /// Missing tensor, other shape, unreadable bytes, NaN or infinity; each names the tensor.
+    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let (location, entry) = self.locate(name, shape)?;
+        let count = shape.iter().product();
+        Ok(match self.read(&location, entry, shape, 0, count)? {
+            Stored::F32(values) => values,
+            Stored::Bf16(values) => values.into_iter().map(|b| bf16::from_bits(b).to_f32()).collect(),
+        })
+    }
+
+    /// A whole tensor in its stored bf16.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32); also if it is stored in another type.
+    pub fn bf16(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>> {
+        let (location, entry) = self.locate(name, shape)?;
+        let count = shape.iter().product();
+        match self.read(&location, entry, shape, 0, count)? {
+            Stored::Bf16(values) => Ok(values.into_iter().map(bf16::from_bits).collect()),
+            Stored::F32(_) => Err(Error::Dtype { name: location.name, found: "another type than BF16".to_owned() }),
+        }
+    }
+
+    /// Packs the rows of several `[n_i, k]` weights, one below the other, into one GEMM operand (fused q, k, v;
+    /// gate and up). Trailing dimensions of size 1 are ignored, so a 1x1 convolution is a matrix.
+    pub fn packed(&self, parts: &[(&str, usize)], k: usize, format: WeightFormat) -> Result<Packed> {
+        let n = parts.iter().map(|(_, n)| n).sum();
+        let mut builder = PackedBuilder::new(n, k, format);
+        for &(name, rows) in parts {
+            self.for_each_band(name, rows, k, |band| match band {
+                Stored::F32(values) => values.chunks_exact(k).try_for_each(|row| builder.push_row_f32(row)),
+                Stored::Bf16(values) => values.chunks_exact(k).try_for_each(|row| builder.push_row_bf16(row)),
+            })?;
+        }
+        Ok(builder.finish()?)
+    }
+
+    /// Runs `consume` over bands of rows of the `[n, k]` tensor.
+    fn for_each_band(
+        &self,
+        name: &str,
+        n: usize,
+        k: usize,
+        mut consume: impl FnMut(Stored) -> Result<(), janus_kernels::Error>,
+    ) -> Result<()> {
+        let shape = [n, k];
+        let (location, entry) = self.locate(name, &shape)?;
+        let pickled = self.source.is_pickle(entry);
+        // A pickle hands out whole tensors only.
+        let rows = if pickled { n } else { (BAND_BYTES / (4 * k)).max(1) };
+        for first in (0..n).step_by(rows) {
+            let count = rows.min(n - first);
+            consume(self.read(&location, entry, &shape, first * k, count * k)?)?;
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Option<(Location, &Entry)> {
+        let mut candidates = names::locate(self.spec.layout, name);
+        // lm_head is tied only where the file really lacks it: both layouts ship it untied.
+        if name == "lm_head.weight" {
+            candidates.extend(names::locate(self.spec.layout, "model.language_model.embed_tokens.weight"));
+        }
+        let tied = self.spec.tie_word_embeddings;
+        candidates
+            .into_iter()
+            .filter(|l| name != "lm_head.weight" || l.name.contains("lm_head") || tied)
+            .find_map(|location| self.source.entry(&location.name).map(|entry| (location, entry)))
+    }
+
+    fn locate(&self, name: &str, shape: &[usize]) -> Result<(Location, &Entry)> {
+        let Some((location, entry)) = self.find(name) else {
+            let name = names::locate(self.spec.layout, name).swap_remove(0).name;
+            return Err(Error::MissingTensor { name });
+        };
+        let parts = location.part.map_or(1, |(_, parts)| parts);
+        let mut expected = shape.to_vec();
+        if let Some(first) = expected.first_mut() {
+            *first *= parts;
+        }
+        if !same_rows(&entry.shape, &expected) {
+            return Err(Error::Shape { name: location.name, found: entry.shape.clone(), expected });
+        }
+        Ok((location, entry))
+    }
+
+    /// Elements `[start, start + count)` of the (part of the) tensor, checked to be finite.
+    fn read(&self, location: &Location, entry: &Entry, shape: &[usize], start: usize, count: usize) -> Result<Stored> {
+        let base = location.part.map_or(0, |(part, _)| part * shape.iter().product::<usize>());
+        let bytes = self.source.read(&location.name, entry, base + start, count)?;
+        let stored = match entry.dtype {
+            Ok(Dtype::Bf16) => Stored::Bf16(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect()),
+            Ok(Dtype::F16) => Stored::F32(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
+            _ => Stored::F32(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+        };
+        let bad = match &stored {
+            Stored::F32(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i])),
+            // All exponent bits set is infinity or NaN.
+            Stored::Bf16(values) => {
+                values.iter().position(|b| b & 0x7f80 == 0x7f80).map(|i| (i, bf16::from_bits(values[i]).to_f32()))
+            }
+        };
+        match bad {
+            Some((i, value)) => Err(Error::NotFinite { name: location.name.clone(), value, index: base + start + i }),
+            None => Ok(stored),
+        }
+    }
+
+    /// The tensor's bytes as stored, for digests.
+    fn stored_bytes(&self, decl: &TensorDecl) -> Result<(Dtype, Cow<'_, [u8]>)> {
+        let (location, entry) = self.locate(&decl.name, &decl.shape)?;
+        let count = decl.shape.iter().product::<usize>();
+        let base = location.part.map_or(0, |(part, _)| part * count);
+        let bytes = self.source.read(&location.name, entry, base, count)?;
+        let dtype = entry.dtype.clone().map_err(|found| Error::Dtype { name: location.name, found })?;
+        Ok((dtype, Cow::Owned(bytes)))
+    }
+}
+
+/// Whether two shapes lay out the same numbers for our purposes: equal up to dimensions of size 1 (`[1, 576, 1024]` and
+/// `[576, 1024]`), or a convolution `[n, c, h, w]` read as the matrix `[n, c * h * w]`.
+fn same_rows(found: &[usize], expected: &[usize]) -> bool {
+    let significant = |shape: &[usize]| shape.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>();
+    let as_matrix = match (found, expected) {
+        ([n, rest @ ..], [rows, columns]) => n == rows && rest.iter().product::<usize>() == *columns,
+        _ => false,
+    };
+    as_matrix || significant(found) == significant(expected)
+}
