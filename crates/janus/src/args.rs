@@ -1,0 +1,209 @@
+//! The command line: a contract that scripts rely on.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Paint pictures and ask about pictures with Janus, on one machine or many.
+#[derive(Debug, Parser)]
+#[command(name = "janus", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Paint a picture from a description
+    Generate(Generate),
+    /// Ask a question, about pictures or without
+    Ask(Ask),
+    /// Turn a picture into its VQ codebook ids
+    Tokenize(Tokenize),
+    /// Turn VQ codebook ids into a picture
+    Detokenize(Detokenize),
+    /// Say what a checkpoint is: sizes, special ids, digest
+    Inspect(Inspect),
+    /// Measure how well a model paints and answers
+    Eval(Eval),
+}
+
+/// What to compute with; shared by every verb that computes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Compute {
+    /// Checkpoint directory (deepseek-ai or transformers layout), or `shapes`, the small model inside this program
+    #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
+    pub(crate) model: String,
+    /// Threads to compute with [default: the cores this process may use]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) threads: Option<usize>,
+    /// Pipeline stages to spread the layers over
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub(crate) stages: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// What to paint
+    pub(crate) prompt: String,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    /// How many pictures; picture i uses seed S + i
+    #[arg(short = 'n', value_name = "COUNT", default_value_t = 1, value_parser = positive)]
+    pub(crate) count: usize,
+    /// Seed of the first picture
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Sampling temperature; 0 takes the likeliest id [default: the checkpoint's, else 1]
+    #[arg(long, value_name = "T", value_parser = not_negative)]
+    pub(crate) temperature: Option<f32>,
+    /// Weight of classifier-free guidance; 1 paints without guidance [default: the checkpoint's, else 5]
+    #[arg(long, value_name = "W", value_parser = not_negative)]
+    pub(crate) cfg_weight: Option<f32>,
+    /// Sample among the K likeliest ids [default: the checkpoint's, else all]
+    #[arg(long, value_name = "K", value_parser = positive)]
+    pub(crate) top_k: Option<usize>,
+    /// Sample among the likeliest ids whose probabilities sum to P [default: the checkpoint's, else all]
+    #[arg(long, value_name = "P", value_parser = fraction)]
+    pub(crate) top_p: Option<f32>,
+    /// Keep the upper rows of this picture and paint the rest
+    #[arg(long, value_name = "FILE", requires = "keep_rows")]
+    pub(crate) init_image: Option<PathBuf>,
+    /// How many rows of codebook ids of the initial picture to keep
+    #[arg(long, value_name = "R", requires = "init_image")]
+    pub(crate) keep_rows: Option<usize>,
+    /// Give PROMPT to the tokeniser as it is (write `<begin_of_image>` yourself)
+    #[arg(long)]
+    pub(crate) raw_prompt: bool,
+    /// Where to write the PNG; with -n, a number is put before the extension [default: janus-<seed>.png]
+    #[arg(short = 'o', long = "output", value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ask {
+    /// The question
+    pub(crate) question: String,
+    /// A picture to ask about; repeat it for several
+    #[arg(long = "image", value_name = "FILE")]
+    pub(crate) images: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    /// Stop after this many tokens
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) max_tokens: Option<usize>,
+    /// Sampling temperature; 0 takes the likeliest token
+    #[arg(long, value_name = "T", default_value = "0", value_parser = not_negative)]
+    pub(crate) temperature: f32,
+    /// Seed, for temperatures above 0
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Give QUESTION to the tokeniser as it is (write `<image_placeholder>` yourself, once per picture)
+    #[arg(long)]
+    pub(crate) raw_prompt: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tokenize {
+    /// The picture; it is cropped to a centred square and resized
+    pub(crate) image: PathBuf,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Detokenize {
+    /// A file `{"tokens":[..]}`
+    pub(crate) ids: PathBuf,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    /// Where to write the PNG
+    #[arg(short = 'o', long = "output", value_name = "PATH")]
+    pub(crate) output: PathBuf,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// Checkpoint directory, or `shapes`
+    #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
+    pub(crate) model: String,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Eval {
+    #[command(subcommand)]
+    pub(crate) suite: Suite,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Suite {
+    /// Coloured shapes: pictures are scored by looking at their pixels, answers by exact match
+    Shapes(EvalShapes),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalShapes {
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    /// Prompts per category and questions per kind [default: all held-out ones]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) limit: Option<usize>,
+    /// Seed of the first picture
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Sampling temperature [default: the checkpoint's]
+    #[arg(long, value_name = "T", value_parser = not_negative)]
+    pub(crate) temperature: Option<f32>,
+    /// Weight of classifier-free guidance [default: the checkpoint's]
+    #[arg(long, value_name = "W", value_parser = not_negative)]
+    pub(crate) cfg_weight: Option<f32>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("must be a whole number of at least 1".to_owned()),
+    }
+}
+
+fn not_negative(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
+        _ => Err("must be a finite number of at least 0".to_owned()),
+    }
+}
+
+fn fraction(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
+        _ => Err("must be above 0 and at most 1".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

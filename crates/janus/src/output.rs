@@ -1,0 +1,121 @@
+//! Where pictures go: names, an early check that the place can be written, and files that are whole or absent.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use janus_model::image::Rgb8;
+
+use crate::failure::{Failure, Outcome};
+
+/// The paths of `count` pictures whose first seed is `seed`.
+///
+/// Without `-o`: `janus-<seed>.png` each. With `-o x.png`: that name for one picture, `x-0.png`, `x-1.png`... for
+/// several. With `-o` an existing directory: the default names inside it.
+pub(crate) fn picture_paths(output: Option<&Path>, count: usize, seed: u64) -> Outcome<Vec<PathBuf>> {
+    let default_name = |i: usize| format!("janus-{}.png", seed.wrapping_add(i as u64));
+    let paths: Vec<PathBuf> = match output {
+        None => (0..count).map(|i| PathBuf::from(default_name(i))).collect(),
+        Some(dir) if dir.is_dir() => (0..count).map(|i| dir.join(default_name(i))).collect(),
+        Some(path) => {
+            let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("png");
+            if !extension.eq_ignore_ascii_case("png") {
+                return Err(Failure::mistake(format!("{}: pictures are written as PNG; name the file .png", path.display())));
+            }
+            match (count, path.file_stem().and_then(|s| s.to_str())) {
+                (1, _) => vec![path.to_owned()],
+                (_, Some(stem)) => (0..count).map(|i| path.with_file_name(format!("{stem}-{i}.{extension}"))).collect(),
+                (_, None) => return Err(Failure::mistake(format!("{}: is not a file name", path.display()))),
+            }
+        }
+    };
+    for path in &paths {
+        check_writable(path)?;
+    }
+    Ok(paths)
+}
+
+/// Fails now rather than after minutes of painting. Leaves nothing behind: the probe file has no name.
+pub(crate) fn check_writable(path: &Path) -> Outcome {
+    let refuse = |reason: String| Failure::mistake(format!("{}: cannot be written: {reason}", path.display()));
+    if path.is_dir() {
+        return Err(refuse("it is a directory".to_owned()));
+    }
+    if path.file_name().is_none() {
+        return Err(refuse("it names no file".to_owned()));
+    }
+    tempfile::tempfile_in(directory_of(path)).map(drop).map_err(|e| refuse(e.to_string()))
+}
+
+/// Writes through a temporary file beside the target and a rename.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Outcome {
+    let refuse = |reason: String| Failure::mistake(format!("{}: cannot be written: {reason}", path.display()));
+    let mut file = tempfile::Builder::new()
+        .prefix(".janus-")
+        .permissions(world_readable())
+        .tempfile_in(directory_of(path))
+        .map_err(|e| refuse(e.to_string()))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|e| refuse(e.to_string()))?;
+    file.persist(path).map(drop).map_err(|e| refuse(e.error.to_string()))
+}
+
+/// Encodes and writes a picture.
+pub(crate) fn write_picture(path: &Path, picture: &Rgb8) -> Outcome {
+    write_whole(path, &janus_model::image::encode_png(picture)?)
+}
+
+/// Prints one line of data on stdout; a reader that went away is not an error worth a message.
+pub(crate) fn print_line(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Outcome {
+    let text = serde_json::to_string(value).map_err(|e| Failure::Broken(format!("the answer cannot be written as JSON: {e}")))?;
+    print_line(&text);
+    Ok(())
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+fn world_readable() -> std::fs::Permissions {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::Permissions::from_mode(0o644)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_before_the_extension() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = |count| picture_paths(Some(&dir.path().join("x.png")), count, 7).unwrap();
+        assert_eq!(names(1), [dir.path().join("x.png")]);
+        assert_eq!(names(3), ["x-0.png", "x-1.png", "x-2.png"].map(|n| dir.path().join(n)));
+        assert_eq!(picture_paths(Some(dir.path()), 2, 7).unwrap(), ["janus-7.png", "janus-8.png"].map(|n| dir.path().join(n)));
+    }
+
+    #[test]
+    fn places_that_cannot_be_written_are_refused_before_any_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("no/such/x.png");
+        assert!(picture_paths(Some(&missing), 1, 0).unwrap_err().to_string().contains("no/such/x.png"));
+        assert!(picture_paths(Some(&dir.path().join("x.jpg")), 1, 0).unwrap_err().to_string().contains("PNG"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_write_replaces_the_file_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.png");
+        write_whole(&path, b"first, longer").unwrap();
+        write_whole(&path, b"second").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,55 @@
+//! `janus tokenize` and `janus detokenize`: pictures to VQ codebook ids and back.
+
+use std::fs::File;
+use std::io::Read;
+
+use janus_model::image;
+use serde::{Deserialize, Serialize};
+
+use crate::args::{Detokenize, Tokenize};
+use crate::failure::{Failure, Outcome};
+use crate::{checkpoint, output, terminal};
+
+/// Largest ids file we read; 576 ids need a few kilobytes.
+const MAX_IDS_FILE: u64 = 16 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct Ids {
+    tokens: Vec<u32>,
+}
+
+#[derive(Serialize)]
+struct Written {
+    path: String,
+}
+
+pub(crate) fn tokenize(args: Tokenize) -> Outcome {
+    let picture = image::open(&args.image, &image::Limits::default())?;
+    let mut engine = checkpoint::engine(&args.compute)?;
+    // Ids are data for another program either way; `--json` is accepted so that scripts can say what they mean.
+    let tokens = engine.encode_ids(&picture)?;
+    output::print_json(&Ids { tokens })
+}
+
+pub(crate) fn detokenize(args: Detokenize) -> Outcome {
+    output::check_writable(&args.output)?;
+    let refuse = |reason: String| Failure::mistake(format!("{}: {reason}", args.ids.display()));
+    let mut text = Vec::new();
+    let file = File::open(&args.ids).map_err(|e| refuse(format!("cannot be opened: {e}")))?;
+    file.take(MAX_IDS_FILE + 1).read_to_end(&mut text).map_err(|e| refuse(format!("cannot be read: {e}")))?;
+    if text.len() as u64 > MAX_IDS_FILE {
+        return Err(refuse(format!("is larger than {MAX_IDS_FILE} bytes")));
+    }
+    let ids: Ids =
+        serde_json::from_slice(&text).map_err(|e| refuse(format!("is not a file of ids ({e}); expected {{\"tokens\":[..]}}")))?;
+    let mut engine = checkpoint::engine(&args.compute)?;
+    let picture = engine.decode_ids(&ids.tokens).map_err(|e| refuse(e.to_string()))?;
+    output::write_picture(&args.output, &picture)?;
+    terminal::preview(&picture);
+    let path = args.output.display().to_string();
+    if args.json {
+        return output::print_json(&Written { path });
+    }
+    output::print_line(&path);
+    Ok(())
+}
