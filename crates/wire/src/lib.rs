@@ -1,0 +1,37 @@
+//! The one place that opens sockets, and everything that is said over them.
+//!
+//! [`v1`] is the protocol as generated from `proto/janus/v1`; [`frame`] seals and opens the frames that carry
+//! microbatches; [`hello`] decides whether two nodes may talk; [`connect`] and [`Listener`] make channels and servers
+//! whose settings (TCP_NODELAY, windows, keep-alive, message sizes, TLS) are the same everywhere.
+
+mod channel;
+mod error;
+pub mod frame;
+pub mod hello;
+mod listener;
+mod security;
+pub mod status;
+
+pub use channel::connect;
+pub use error::Error;
+pub use hello::Identity;
+pub use listener::{Incoming, Listener, server};
+pub use security::Security;
+
+/// Generated messages and services of package `janus.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+pub mod v1 {
+    tonic::include_proto!("janus.v1");
+}
+
+/// The protocol's encoded `FileDescriptorSet`, for reflection and for checks of compatibility.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/janus.v1.bin"));
+
+/// Version of the internal protocol; stands in every hello.
+pub const PROTOCOL: u32 = 1;
+
+/// Largest message between nodes: a prefill chunk of the widest model is 2 MiB, a picture's features 9 MiB.
+pub const MAX_NODE_MESSAGE: usize = 64 << 20;
+
+/// Largest message from a client: pictures come inside.
+pub const MAX_CLIENT_MESSAGE: usize = 72 << 20;

@@ -1,0 +1,23 @@
+//! gRPC statuses with the details that machines need (google.rpc error model).
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// INVALID_ARGUMENT with a field violation.
+pub fn invalid(field: &str, message: impl Into<String>) -> Status {
+    let message = message.into();
+    let details = ErrorDetails::with_bad_request_violation(field, &message);
+    Status::with_error_details(Code::InvalidArgument, format!("{field}: {message}"), details)
+}
+
+/// RESOURCE_EXHAUSTED with a delay after which trying again may help.
+pub fn exhausted(message: impl Into<String>, retry: Duration) -> Status {
+    Status::with_error_details(Code::ResourceExhausted, message, ErrorDetails::with_retry_info(Some(retry)))
+}
+
+/// UNAVAILABLE with a delay after which trying again may help.
+pub fn unavailable(message: impl Into<String>, retry: Duration) -> Status {
+    Status::with_error_details(Code::Unavailable, message, ErrorDetails::with_retry_info(Some(retry)))
+}
