@@ -4,6 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+/// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
+const MAX_COUNT: usize = 1024;
+/// More than any machine has.
+const MAX_THREADS: usize = 1024;
+
 /// Paint pictures and ask about pictures with Janus, on one machine or many.
 #[derive(Debug, Parser)]
 #[command(name = "janus", version, about, max_term_width = 100)]
@@ -35,10 +40,10 @@ pub(crate) struct Compute {
     #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
     pub(crate) model: String,
     /// Threads to compute with [default: the cores this process may use]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
     /// Pipeline stages to spread the layers over
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    #[arg(long, allow_hyphen_values = true, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub(crate) stages: usize,
 }
 
@@ -49,28 +54,28 @@ pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) compute: Compute,
     /// How many pictures; picture i uses seed S + i
-    #[arg(short = 'n', value_name = "COUNT", default_value_t = 1, value_parser = positive)]
+    #[arg(short = 'n', allow_hyphen_values = true, value_name = "COUNT", default_value_t = 1, value_parser = count)]
     pub(crate) count: usize,
     /// Seed of the first picture
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, allow_hyphen_values = true, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Sampling temperature; 0 takes the likeliest id [default: the checkpoint's, else 1]
-    #[arg(long, value_name = "T", value_parser = not_negative)]
+    #[arg(long, allow_hyphen_values = true, value_name = "T", value_parser = not_negative)]
     pub(crate) temperature: Option<f32>,
     /// Weight of classifier-free guidance; 1 paints without guidance [default: the checkpoint's, else 5]
-    #[arg(long, value_name = "W", value_parser = not_negative)]
+    #[arg(long, allow_hyphen_values = true, value_name = "W", value_parser = not_negative)]
     pub(crate) cfg_weight: Option<f32>,
     /// Sample among the K likeliest ids [default: the checkpoint's, else all]
-    #[arg(long, value_name = "K", value_parser = positive)]
+    #[arg(long, allow_hyphen_values = true, value_name = "K", value_parser = positive)]
     pub(crate) top_k: Option<usize>,
     /// Sample among the likeliest ids whose probabilities sum to P [default: the checkpoint's, else all]
-    #[arg(long, value_name = "P", value_parser = fraction)]
+    #[arg(long, allow_hyphen_values = true, value_name = "P", value_parser = fraction)]
     pub(crate) top_p: Option<f32>,
     /// Keep the upper rows of this picture and paint the rest
     #[arg(long, value_name = "FILE", requires = "keep_rows")]
     pub(crate) init_image: Option<PathBuf>,
     /// How many rows of codebook ids of the initial picture to keep
-    #[arg(long, value_name = "R", requires = "init_image")]
+    #[arg(long, allow_hyphen_values = true, value_name = "R", requires = "init_image")]
     pub(crate) keep_rows: Option<usize>,
     /// Give PROMPT to the tokeniser as it is (write `<begin_of_image>` yourself)
     #[arg(long)]
@@ -93,13 +98,13 @@ pub(crate) struct Ask {
     #[command(flatten)]
     pub(crate) compute: Compute,
     /// Stop after this many tokens
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = positive)]
     pub(crate) max_tokens: Option<usize>,
     /// Sampling temperature; 0 takes the likeliest token
-    #[arg(long, value_name = "T", default_value = "0", value_parser = not_negative)]
+    #[arg(long, allow_hyphen_values = true, value_name = "T", default_value = "0", value_parser = not_negative)]
     pub(crate) temperature: f32,
     /// Seed, for temperatures above 0
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, allow_hyphen_values = true, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Give QUESTION to the tokeniser as it is (write `<image_placeholder>` yourself, once per picture)
     #[arg(long)]
@@ -161,16 +166,16 @@ pub(crate) struct EvalShapes {
     #[command(flatten)]
     pub(crate) compute: Compute,
     /// Prompts per category and questions per kind [default: all held-out ones]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = positive)]
     pub(crate) limit: Option<usize>,
     /// Seed of the first picture
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, allow_hyphen_values = true, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Sampling temperature [default: the checkpoint's]
-    #[arg(long, value_name = "T", value_parser = not_negative)]
+    #[arg(long, allow_hyphen_values = true, value_name = "T", value_parser = not_negative)]
     pub(crate) temperature: Option<f32>,
     /// Weight of classifier-free guidance [default: the checkpoint's]
-    #[arg(long, value_name = "W", value_parser = not_negative)]
+    #[arg(long, allow_hyphen_values = true, value_name = "W", value_parser = not_negative)]
     pub(crate) cfg_weight: Option<f32>,
     /// Print one JSON object on stdout
     #[arg(long)]
@@ -182,6 +187,21 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(n) if n > 0 => Ok(n),
         _ => Err("must be a whole number of at least 1".to_owned()),
     }
+}
+
+fn up_to(most: usize, text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if (1..=most).contains(&n) => Ok(n),
+        _ => Err(format!("must be a whole number from 1 to {most}")),
+    }
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    up_to(MAX_COUNT, text)
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    up_to(MAX_THREADS, text)
 }
 
 fn not_negative(text: &str) -> Result<f32, String> {

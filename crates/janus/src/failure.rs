@@ -39,7 +39,8 @@ impl fmt::Display for Failure {
 impl From<janus_model::Error> for Failure {
     fn from(error: janus_model::Error) -> Self {
         match error {
-            janus_model::Error::Diverged(_) | janus_model::Error::Slot { .. } => Failure::Broken(error.to_string()),
+            janus_model::Error::Slot { .. } => Failure::Broken(error.to_string()),
+            // Logits that are no numbers come from finite but damaged weights, or from an absurd guidance weight.
             other => Failure::Mistake(other.to_string()),
         }
     }

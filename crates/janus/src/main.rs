@@ -6,7 +6,7 @@
 mod args;
 mod ask;
 mod checkpoint;
-// mod eval;
+mod eval;
 mod failure;
 mod generate;
 mod inspect;
@@ -14,21 +14,26 @@ mod output;
 mod terminal;
 mod tokens;
 
+use std::panic::PanicHookInfo;
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use clap::Parser;
 
 use crate::args::{Cli, Verb};
+use crate::failure::{Failure, Outcome};
+
+/// Where the latest panic happened, for [`main`] to report.
+static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().verb {
-        Verb::Generate(args) => generate::run(args),
-        Verb::Ask(args) => ask::run(args),
-        Verb::Tokenize(args) => tokens::tokenize(args),
-        Verb::Detokenize(args) => tokens::detokenize(args),
-        Verb::Inspect(args) => inspect::run(args),
-        Verb::Eval(_) => Ok(()),
-    };
+    let cli = Cli::parse();
+    // Readers of hostile files catch panics and say what is wrong with the file; only what they don't catch is ours.
+    std::panic::set_hook(Box::new(remember));
+    let result = std::panic::catch_unwind(|| run(cli)).unwrap_or_else(|_| {
+        let place = PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Err(Failure::Broken(format!("internal error, please report it: {place}")))
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -36,4 +41,21 @@ fn main() -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+fn run(cli: Cli) -> Outcome {
+    match cli.verb {
+        Verb::Generate(args) => generate::run(args),
+        Verb::Ask(args) => ask::run(args),
+        Verb::Tokenize(args) => tokens::tokenize(args),
+        Verb::Detokenize(args) => tokens::detokenize(args),
+        Verb::Inspect(args) => inspect::run(args),
+        Verb::Eval(args) => eval::run(args),
+    }
+}
+
+fn remember(panic: &PanicHookInfo<'_>) {
+    let text = panic.payload_as_str().unwrap_or("no message");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    *PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = format!("{place}: {text}");
 }

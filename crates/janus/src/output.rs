@@ -43,6 +43,10 @@ pub(crate) fn check_writable(path: &Path) -> Outcome {
     if path.file_name().is_none() {
         return Err(refuse("it names no file".to_owned()));
     }
+    // The rename would replace a device or a pipe with a file.
+    if path.exists() && !path.is_file() {
+        return Err(refuse("it is not a regular file".to_owned()));
+    }
     tempfile::tempfile_in(directory_of(path)).map(drop).map_err(|e| refuse(e.to_string()))
 }
 

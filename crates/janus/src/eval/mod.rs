@@ -149,9 +149,8 @@ mod tests {
             if self.always_yes {
                 return Ok("yes".to_owned());
             }
-            let questions = suite::questions(None)?;
             let known = |q: &&suite::Question| q.question == question && scene::draw(&q.objects) == *picture;
-            Ok(format!(" {}\n", questions.iter().find(known).expect("a listed question").answer))
+            Ok(format!(" {}\n", self.questions.iter().find(known).expect("a listed question").answer))
         }
 
         fn reconstruct(&mut self, picture: &Rgb8) -> Outcome<Rgb8> {

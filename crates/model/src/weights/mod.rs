@@ -7,6 +7,7 @@
 mod digest;
 mod inventory;
 mod names;
+mod pickle;
 mod source;
 
 use std::borrow::Cow;

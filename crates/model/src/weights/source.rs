@@ -4,15 +4,15 @@
 //! shrinks under us is an error and not a signal, and no page of another stage's layers is ever touched.
 //! PyTorch pickles go through candle's reader, which interprets the opcodes and executes nothing.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use candle_core::pickle::PthTensors;
 use janus_spec::Files;
 
+use super::pickle;
 use crate::error::{Error, Result};
 
 /// Longest header we read: candle's and safetensors' own limit.
@@ -113,7 +113,7 @@ impl Source {
                 Ok(all[from..from + length].to_vec())
             }
             Body::Pickle(reader) => {
-                let tensor = quietly(|| reader.get(name)).map_err(fail)?.ok_or_else(|| fail("vanished from the file".to_owned()))?;
+                let tensor = pickle::quietly(|| reader.get(name)).map_err(fail)?.ok_or_else(|| fail("vanished from the file".to_owned()))?;
                 let bytes = tensor_bytes(&tensor).map_err(|e| fail(e.to_string()))?;
                 Ok(bytes[skip..skip + length].to_vec())
             }
@@ -153,8 +153,11 @@ impl Source {
         if header_size > MAX_HEADER || header_size > size - 8 {
             return Err(fail(format!("claims a header of {header_size} bytes, but the file has {size}: truncated or not safetensors")));
         }
-        let header: safetensors::tensor::Metadata = serde_json::from_slice(&read(8, header_size)?)
-            .map_err(|e| fail(format!("header is not valid safetensors JSON: {e}")))?;
+        let text = read(8, header_size)?;
+        let invalid = |e: serde_json::Error| fail(format!("header is not valid safetensors JSON: {e}"));
+        // The format's own reader keeps the last of two tensors with one name without a word.
+        serde_json::from_slice::<UniqueKeys>(&text).map_err(invalid)?;
+        let header: safetensors::tensor::Metadata = serde_json::from_slice(&text).map_err(invalid)?;
         let index = self.files.len();
         for (tensor, info) in header.tensors() {
             let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
@@ -186,8 +189,7 @@ impl Source {
         };
         let path: PathBuf = dir.join(name);
         let size = std::fs::metadata(&path).map_err(|e| fail(format!("cannot be opened: {e}")))?.len();
-        reject_bare_pickle(&path).map_err(fail)?;
-        let reader = quietly(|| PthTensors::new(&path, None)).map_err(fail)?;
+        let reader = pickle::open(&path).map_err(fail)?;
         let index = self.files.len();
         for (tensor, info) in reader.tensor_infos() {
             let dtype = match info.dtype {
@@ -217,7 +219,8 @@ impl Source {
 
 /// The files that hold the weights named `single`: itself, or the shards of `<single>.index.json`.
 fn shards(files: &Files, single: &str) -> Result<Option<Vec<String>>> {
-    if files.names()?.iter().any(|n| n == single) {
+    let present = files.names()?;
+    if present.iter().any(|name| name == single) {
         return Ok(Some(vec![single.to_owned()]));
     }
     let index_name = format!("{single}.index.json");
@@ -234,37 +237,15 @@ fn shards(files: &Files, single: &str) -> Result<Option<Vec<String>>> {
         if file.is_empty() || file.contains(['/', '\\']) || file.starts_with('.') {
             return Err(fail(format!("`weight_map.{tensor}` names `{file}`, which is not a plain file name")));
         }
+        if !present.iter().any(|name| name == file) {
+            return Err(fail(format!("`weight_map.{tensor}` names `{file}`, which is not there")));
+        }
         names.insert(file.to_owned());
     }
     if names.is_empty() {
         return Err(fail("names no files".to_owned()));
     }
     Ok(Some(names.into_iter().collect()))
-}
-
-/// Only the zip form (PyTorch 1.6 and later) is read.
-fn reject_bare_pickle(path: &std::path::Path) -> std::result::Result<(), String> {
-    let mut magic = [0; 4];
-    let read = File::open(path).and_then(|mut f| f.read_exact(&mut magic));
-    match read {
-        Err(e) => Err(format!("is truncated: {e}")),
-        Ok(()) if &magic == b"PK\x03\x04" => Ok(()),
-        Ok(()) => Err("is not a PyTorch zip archive (saved by PyTorch older than 1.6, truncated, or a pointer to a file \
-                       that was never downloaded)"
-            .to_owned()),
-    }
-}
-
-/// Runs candle's pickle reader so that neither its errors' backtraces nor a panic on a hostile file get out.
-fn quietly<T>(read: impl FnOnce() -> candle_core::Result<T>) -> std::result::Result<T, String> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(e)) => {
-            let text = e.to_string();
-            Err(format!("is damaged: {}", text.lines().next().unwrap_or("unreadable")))
-        }
-        Err(_) => Err("is damaged: the pickle reader gave up".to_owned()),
-    }
 }
 
 /// Little-endian bytes of a CPU tensor in row-major order.
@@ -275,6 +256,33 @@ fn tensor_bytes(tensor: &candle_core::Tensor) -> candle_core::Result<Vec<u8>> {
         candle_core::DType::F16 => flat.to_vec1::<half::f16>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
         _ => flat.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
     })
+}
+
+/// A JSON object that says nothing twice.
+struct UniqueKeys;
+
+impl<'de> serde::Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(UniqueKeys)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for UniqueKeys {
+    type Value = UniqueKeys;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self, A::Error> {
+        let mut seen = HashSet::new();
+        while let Some((key, serde::de::IgnoredAny)) = map.next_entry::<String, _>()? {
+            if let Some(twice) = seen.replace(key) {
+                return Err(serde::de::Error::custom(format!("`{twice}` appears twice")));
+            }
+        }
+        Ok(UniqueKeys)
+    }
 }
 
 impl Source {
