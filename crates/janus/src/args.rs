@@ -29,13 +29,15 @@ pub(crate) enum Verb {
     Detokenize(Detokenize),
     /// Say what a checkpoint is: sizes, special ids, digest
     Inspect(Inspect),
+    /// Serve a model over gRPC
+    Serve(Serve),
     /// Measure how well a model paints and answers
     Eval(Eval),
 }
 
-/// What to compute with; shared by every verb that computes.
+/// What this process computes with.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Compute {
+pub(crate) struct Here {
     /// Checkpoint directory (deepseek-ai or transformers layout), or `shapes`, the small model inside this program
     #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
     pub(crate) model: String,
@@ -45,6 +47,28 @@ pub(crate) struct Compute {
     /// Pipeline stages to spread the layers over
     #[arg(long, allow_hyphen_values = true, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub(crate) stages: usize,
+}
+
+/// Where to compute; shared by every verb that computes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Compute {
+    #[command(flatten)]
+    pub(crate) here: Here,
+    /// Ask a coordinator that runs elsewhere; several addresses are tried in turn
+    #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["model", "threads", "stages"])]
+    pub(crate) endpoint: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) here: Here,
+    /// Where clients connect
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
+    pub(crate) listen: String,
+    /// Listen beyond this machine without encryption
+    #[arg(long)]
+    pub(crate) insecure: bool,
 }
 
 #[derive(Debug, Args)]

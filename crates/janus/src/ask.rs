@@ -2,13 +2,14 @@
 
 use std::io::{IsTerminal, Write};
 
-use janus_model::{AskRequest, ImageSampling, image};
-use janus_spec::{Message, Part, Role};
+use janus_wire::v1;
 use serde::Serialize;
 
 use crate::args::Ask;
 use crate::failure::{Failure, Outcome};
-use crate::{checkpoint, output};
+use crate::local::Needs;
+use crate::output;
+use crate::session::Session;
 
 #[derive(Serialize)]
 struct Answer<'a> {
@@ -19,40 +20,48 @@ struct Answer<'a> {
 }
 
 pub(crate) fn run(args: Ask) -> Outcome {
-    let limits = image::Limits::default();
-    let images = args.images.iter().map(|path| image::open(path, &limits)).collect::<Result<Vec<_>, _>>()?;
-    let mut engine = checkpoint::engine(&args.compute)?;
-    let prompt = if args.raw_prompt {
-        engine.tokenizer().raw_prompt(&args.question)?
+    let mut images = Vec::new();
+    for path in &args.images {
+        images.push(v1::Image { data: output::read_picture(path)?.into(), ..v1::Image::default() });
+    }
+    if args.question.trim().is_empty() {
+        return Err(Failure::mistake("the question is empty"));
+    }
+    let mut session = Session::open(&args.compute, Needs { vision: !images.is_empty(), ..Needs::NONE })?;
+    let mut request = v1::ChatRequest {
+        max_tokens: args.max_tokens.map(|n| n as u32),
+        temperature: Some(args.temperature),
+        seed: args.seed,
+        ..v1::ChatRequest::default()
+    };
+    if args.raw_prompt {
+        request.raw_prompt = args.question;
+        request.raw_images = images;
     } else {
-        if args.question.trim().is_empty() {
-            return Err(Failure::mistake("the question is empty"));
-        }
-        // Pictures come first, one placeholder each, then the question, as in the reference.
-        let mut parts: Vec<Part> = images.iter().map(|_| Part::Image).collect();
-        parts.push(Part::Text(args.question.clone()));
-        engine.tokenizer().chat_prompt(&[Message { role: Role::User, parts }], None)?
-    };
-    let request = AskRequest {
-        max_tokens: args.max_tokens.unwrap_or(engine.spec().generation.text_max_tokens),
-        sampling: ImageSampling { temperature: args.temperature, top_k: None, top_p: None, seed: args.seed },
-        prompt,
-    };
+        request.messages = vec![question(args.question, images)];
+    }
 
     // On a terminal the answer appears as it is made.
     let live = !args.json && std::io::stdout().is_terminal();
-    let tokens = engine.ask(&request, &images, |text| {
+    let (prompt, done) = session.ask(request, |text| {
         if live {
             let mut stdout = std::io::stdout().lock();
             let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
         }
     })?;
-    let text = engine.tokenizer().decode(&tokens, true)?;
-    let text = text.trim();
+    let text = done.text.trim();
     if args.json {
-        output::print_json(&Answer { model: &args.compute.model, prompt_tokens: &request.prompt.ids, tokens: &tokens, text })?;
+        let model = &session.model.model;
+        output::print_json(&Answer { model, prompt_tokens: &prompt, tokens: &done.tokens, text })?;
     } else {
         output::print_line(if live { "" } else { text });
     }
     Ok(())
+}
+
+/// Pictures come first, one placeholder each, then the question, as in the reference.
+pub(crate) fn question(text: String, images: Vec<v1::Image>) -> v1::Message {
+    let mut parts: Vec<v1::Part> = images.into_iter().map(|i| v1::Part { part: Some(v1::part::Part::Image(i)) }).collect();
+    parts.push(v1::Part { part: Some(v1::part::Part::Text(text)) });
+    v1::Message { role: "user".to_owned(), parts }
 }

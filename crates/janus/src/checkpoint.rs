@@ -2,10 +2,8 @@
 
 use std::path::Path;
 
-use janus_model::{Checkpoint, Engine, EngineOptions};
 use janus_spec::Files;
 
-use crate::args::Compute;
 use crate::failure::{Failure, Outcome};
 
 macro_rules! embedded {
@@ -32,18 +30,4 @@ pub(crate) fn files(model: &str) -> Outcome<Files> {
         "" => Err(Failure::mistake("--model is empty: give a checkpoint directory, or `shapes`")),
         dir => Ok(Files::open_dir(Path::new(dir))?),
     }
-}
-
-/// Loads the engine for a computing verb.
-pub(crate) fn engine(compute: &Compute) -> Outcome<Engine> {
-    let checkpoint = Checkpoint::open(files(&compute.model)?)?;
-    let layers = checkpoint.spec.llm.layers;
-    if compute.stages > layers {
-        return Err(Failure::mistake(format!("--stages {}: the model has {layers} layers, so at most {layers} stages", compute.stages)));
-    }
-    if compute.stages > 1 {
-        return Err(Failure::mistake(format!("--stages {}: this version runs one stage", compute.stages)));
-    }
-    let options = EngineOptions { threads: compute.threads, ..EngineOptions::default() };
-    Ok(Engine::load(checkpoint, options)?)
 }

@@ -1,11 +1,16 @@
 //! `janus generate`: text to pictures.
 
-use janus_model::{ImageSampling, PaintRequest, image, sha256_of_ids};
+use janus_wire::v1;
 use serde::Serialize;
 
 use crate::args::Generate;
 use crate::failure::{Failure, Outcome};
-use crate::{checkpoint, output, terminal};
+use crate::local::Needs;
+use crate::session::{Painted, Session};
+use crate::{output, terminal};
+
+/// Pictures of one request; more are asked for in several.
+const BATCH: usize = 64;
 
 #[derive(Serialize)]
 struct Answer<'a> {
@@ -19,59 +24,71 @@ struct Picture<'a> {
     path: String,
     seed: u64,
     tokens: &'a [u32],
-    sha256: String,
+    sha256: &'a str,
 }
 
 pub(crate) fn run(args: Generate) -> Outcome {
     let paths = output::picture_paths(args.output.as_deref(), args.count, args.seed)?;
-    let init = match &args.init_image {
-        Some(path) => Some(image::open(path, &image::Limits::default())?),
+    let init_image = match &args.init_image {
+        Some(path) => Some(v1::Image { data: output::read_picture(path)?.into(), ..v1::Image::default() }),
         None => None,
     };
-    let mut engine = checkpoint::engine(&args.compute)?;
-    let prompt = engine.tokenizer().generation_prompt(&args.prompt, args.raw_prompt)?;
-    let grid = engine.spec().vq.grid;
-    let keep = match (&init, args.keep_rows) {
-        (Some(_), Some(rows)) if rows > grid => {
-            return Err(Failure::mistake(format!("--keep-rows {rows}: a picture of this model has {grid} rows of ids")));
+    let needs = Needs { vq_encoder: init_image.is_some(), vq_decoder: true, ..Needs::NONE };
+    let mut session = Session::open(&args.compute, needs)?;
+    let keep_rows = args.keep_rows.unwrap_or(0);
+    let grid = session.model.grid as usize;
+    if keep_rows > grid {
+        return Err(Failure::mistake(format!("--keep-rows {keep_rows}: a picture of this model has {grid} rows of ids")));
+    }
+
+    let total = (grid * grid) as u32;
+    let bar = terminal::bar(args.count * total as usize, "painting");
+    let (mut prompt_tokens, mut pictures) = (Vec::new(), Vec::new());
+    for first in (0..args.count).step_by(BATCH) {
+        let count = BATCH.min(args.count - first);
+        let request = v1::GenerateImageRequest {
+            prompt: args.prompt.clone(),
+            raw_prompt: args.raw_prompt,
+            n: count as u32,
+            seed: args.seed.wrapping_add(first as u64),
+            temperature: args.temperature,
+            cfg_weight: args.cfg_weight,
+            top_k: args.top_k.map(|k| k as u32),
+            top_p: args.top_p,
+            init_image: init_image.clone(),
+            keep_rows: keep_rows as u32,
+            ..v1::GenerateImageRequest::default()
+        };
+        let mut known = vec![0; count];
+        let (prompt, painted) = session.paint(request, |picture, ids| {
+            known[picture as usize] = ids;
+            bar.set_position(u64::from(total) * first as u64 + known.iter().map(|&k| u64::from(k)).sum::<u64>());
+        })?;
+        prompt_tokens = prompt;
+        for picture in painted {
+            finish(&picture, &paths[pictures.len()], args.json)?;
+            pictures.push(picture);
         }
-        (Some(picture), Some(rows)) => engine.encode_ids(picture)?[..rows * grid].to_vec(),
-        _ => Vec::new(),
-    };
-
-    let defaults = engine.spec().generation.clone();
-    let requests: Vec<PaintRequest> = (0..args.count as u64)
-        .map(|i| PaintRequest {
-            prompt: prompt.clone(),
-            keep: keep.clone(),
-            cfg_weight: args.cfg_weight.unwrap_or(defaults.cfg_weight),
-            sampling: ImageSampling {
-                temperature: args.temperature.unwrap_or(defaults.temperature),
-                top_k: args.top_k.or(defaults.top_k),
-                top_p: args.top_p.or(defaults.top_p),
-                seed: args.seed.wrapping_add(i),
-            },
-        })
-        .collect();
-
-    let bar = terminal::bar(engine.spec().image_tokens(), "painting");
-    bar.set_position(keep.len() as u64);
-    let painted = engine.paint(&requests, |_| bar.inc(1))?;
+    }
     bar.finish_and_clear();
 
-    let mut pictures = Vec::new();
-    for ((path, request), tokens) in paths.iter().zip(&requests).zip(&painted) {
-        let picture = engine.decode_ids(tokens)?;
-        output::write_picture(path, &picture)?;
-        terminal::preview(&picture);
-        if !args.json {
-            output::print_line(&path.display().to_string());
-        }
-        let path = path.display().to_string();
-        pictures.push(Picture { path, seed: request.sampling.seed, tokens, sha256: sha256_of_ids(tokens) });
-    }
     if args.json {
-        output::print_json(&Answer { model: &args.compute.model, prompt_tokens: &prompt.cond, images: pictures })?;
+        let images = paths.iter().zip(&pictures).map(|(path, picture)| Picture {
+            path: path.display().to_string(),
+            seed: picture.seed,
+            tokens: &picture.tokens,
+            sha256: &picture.sha256,
+        });
+        output::print_json(&Answer { model: &session.model.model, prompt_tokens: &prompt_tokens, images: images.collect() })?;
+    }
+    Ok(())
+}
+
+fn finish(picture: &Painted, path: &std::path::Path, json: bool) -> Outcome {
+    output::write_picture(path, &picture.picture)?;
+    terminal::preview(&picture.picture);
+    if !json {
+        output::print_line(&path.display().to_string());
     }
     Ok(())
 }

@@ -10,7 +10,10 @@ mod eval;
 mod failure;
 mod generate;
 mod inspect;
+mod local;
 mod output;
+mod serve;
+mod session;
 mod terminal;
 mod tokens;
 
@@ -44,12 +47,14 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
+    log();
     match cli.verb {
         Verb::Generate(args) => generate::run(args),
         Verb::Ask(args) => ask::run(args),
         Verb::Tokenize(args) => tokens::tokenize(args),
         Verb::Detokenize(args) => tokens::detokenize(args),
         Verb::Inspect(args) => inspect::run(args),
+        Verb::Serve(args) => serve::run(args),
         Verb::Eval(args) => eval::run(args),
     }
 }
@@ -58,4 +63,11 @@ fn remember(panic: &PanicHookInfo<'_>) {
     let text = panic.payload_as_str().unwrap_or("no message");
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     *PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = format!("{place}: {text}");
+}
+
+/// What happens inside goes to stderr: warnings, or what JANUS_LOG asks for (`info`, `janus_worker=debug`...).
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("JANUS_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }

@@ -18,9 +18,6 @@ pub(crate) fn picture_paths(output: Option<&Path>, count: usize, seed: u64) -> O
         Some(dir) if dir.is_dir() => (0..count).map(|i| dir.join(default_name(i))).collect(),
         Some(path) => {
             let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("png");
-            if !extension.eq_ignore_ascii_case("png") {
-                return Err(Failure::mistake(format!("{}: pictures are written as PNG; name the file .png", path.display())));
-            }
             match (count, path.file_stem().and_then(|s| s.to_str())) {
                 (1, _) => vec![path.to_owned()],
                 (_, Some(stem)) => (0..count).map(|i| path.with_file_name(format!("{stem}-{i}.{extension}"))).collect(),
@@ -34,11 +31,15 @@ pub(crate) fn picture_paths(output: Option<&Path>, count: usize, seed: u64) -> O
     Ok(paths)
 }
 
-/// Fails now rather than after minutes of painting. Leaves nothing behind: the probe file has no name.
+/// Whether a PNG can be put there: fails now rather than after minutes of painting. Leaves nothing behind: the probe
+/// file has no name.
 pub(crate) fn check_writable(path: &Path) -> Outcome {
     let refuse = |reason: String| Failure::mistake(format!("{}: cannot be written: {reason}", path.display()));
     if path.is_dir() {
         return Err(refuse("it is a directory".to_owned()));
+    }
+    if path.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("png")) {
+        return Err(Failure::mistake(format!("{}: pictures are written as PNG; name the file .png", path.display())));
     }
     if path.file_name().is_none() {
         return Err(refuse("it names no file".to_owned()));
@@ -67,6 +68,12 @@ pub(crate) fn write_picture(path: &Path, picture: &Rgb8) -> Outcome {
     write_whole(path, &janus_model::image::encode_png(picture)?)
 }
 
+/// The bytes of a picture file, known to be a picture.
+pub(crate) fn read_picture(path: &Path) -> Outcome<Vec<u8>> {
+    janus_model::image::open(path, &janus_model::image::Limits::default())?;
+    std::fs::read(path).map_err(|e| Failure::mistake(format!("{}: cannot be read: {e}", path.display())))
+}
+
 /// Prints one line of data on stdout; a reader that went away is not an error worth a message.
 pub(crate) fn print_line(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
@@ -74,7 +81,8 @@ pub(crate) fn print_line(text: &str) {
 
 /// Prints a value as one line of JSON.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Outcome {
-    let text = serde_json::to_string(value).map_err(|e| Failure::Broken(format!("the answer cannot be written as JSON: {e}")))?;
+    let text =
+        serde_json::to_string(value).map_err(|e| Failure::Broken(format!("the answer cannot be written as JSON: {e}")))?;
     print_line(&text);
     Ok(())
 }
@@ -101,7 +109,10 @@ mod tests {
         let names = |count| picture_paths(Some(&dir.path().join("x.png")), count, 7).unwrap();
         assert_eq!(names(1), [dir.path().join("x.png")]);
         assert_eq!(names(3), ["x-0.png", "x-1.png", "x-2.png"].map(|n| dir.path().join(n)));
-        assert_eq!(picture_paths(Some(dir.path()), 2, 7).unwrap(), ["janus-7.png", "janus-8.png"].map(|n| dir.path().join(n)));
+        assert_eq!(
+            picture_paths(Some(dir.path()), 2, 7).unwrap(),
+            ["janus-7.png", "janus-8.png"].map(|n| dir.path().join(n))
+        );
     }
 
     #[test]

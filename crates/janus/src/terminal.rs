@@ -57,7 +57,8 @@ pub(crate) fn preview(picture: &Rgb8) {
 }
 
 fn render(picture: &Rgb8, protocol: Protocol) -> Option<String> {
-    let png = || janus_model::image::encode_png(picture).ok().map(|png| base64::engine::general_purpose::STANDARD.encode(png));
+    let png =
+        || janus_model::image::encode_png(picture).ok().map(|png| base64::engine::general_purpose::STANDARD.encode(png));
     match protocol {
         Protocol::Kitty => png().map(|data| kitty(&data)),
         Protocol::Iterm => png().map(|data| format!("\x1b]1337;File=inline=1;preserveAspectRatio=1:{data}\x07\n")),

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::Read;
 
-use janus_model::image;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Detokenize, Tokenize};
 use crate::failure::{Failure, Outcome};
-use crate::{checkpoint, output, terminal};
+use crate::local::Needs;
+use crate::session::Session;
+use crate::{output, terminal};
 
 /// Largest ids file we read; 576 ids need a few kilobytes.
 const MAX_IDS_FILE: u64 = 16 << 20;
@@ -24,10 +25,10 @@ struct Written {
 }
 
 pub(crate) fn tokenize(args: Tokenize) -> Outcome {
-    let picture = image::open(&args.image, &image::Limits::default())?;
-    let mut engine = checkpoint::engine(&args.compute)?;
+    let picture = output::read_picture(&args.image)?;
+    let mut session = Session::open(&args.compute, Needs { vq_encoder: true, ..Needs::NONE })?;
     // Ids are data for another program either way; `--json` is accepted so that scripts can say what they mean.
-    let tokens = engine.encode_ids(&picture)?;
+    let tokens = session.tokenize(picture)?;
     output::print_json(&Ids { tokens })
 }
 
@@ -40,10 +41,13 @@ pub(crate) fn detokenize(args: Detokenize) -> Outcome {
     if text.len() as u64 > MAX_IDS_FILE {
         return Err(refuse(format!("is larger than {MAX_IDS_FILE} bytes")));
     }
-    let ids: Ids =
-        serde_json::from_slice(&text).map_err(|e| refuse(format!("is not a file of ids ({e}); expected {{\"tokens\":[..]}}")))?;
-    let mut engine = checkpoint::engine(&args.compute)?;
-    let picture = engine.decode_ids(&ids.tokens).map_err(|e| refuse(e.to_string()))?;
+    let ids: Ids = serde_json::from_slice(&text)
+        .map_err(|e| refuse(format!("is not a file of ids ({e}); expected {{\"tokens\":[..]}}")))?;
+    let mut session = Session::open(&args.compute, Needs { vq_decoder: true, ..Needs::NONE })?;
+    let picture = session.detokenize(ids.tokens).map_err(|e| match e {
+        Failure::Mistake(reason) => refuse(reason),
+        broken => broken,
+    })?;
     output::write_picture(&args.output, &picture)?;
     terminal::preview(&picture);
     let path = args.output.display().to_string();

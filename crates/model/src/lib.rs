@@ -3,9 +3,8 @@
 //! Reading order: [`weights`] opens a checkpoint and hands out checked tensors; [`llama`] is the language model as a
 //! range of layers, with the embeddings of the first and the heads of the last stage; [`siglip`] looks at pictures;
 //! [`vq`] turns pictures into codebook ids and back; [`image`] prepares pictures as the reference does; [`sampling`]
-//! draws ids; [`engine`] puts all of it together in one process.
+//! draws ids. The nodes of a cluster (`janus-worker`) put these together.
 
-pub mod engine;
 mod error;
 pub mod image;
 pub mod llama;
@@ -15,10 +14,10 @@ pub mod siglip;
 pub mod vq;
 pub mod weights;
 
-pub use engine::{AskRequest, Engine, EngineOptions, PaintRequest};
+
 pub use error::{Error, Result};
 pub use sampling::ImageSampling;
-pub use janus_kernels::default_threads;
+pub use janus_kernels::{KvDtype, Pool, WeightFormat, default_threads};
 pub use weights::{Checkpoint, Digest};
 
 use sha2::Digest as _;
@@ -30,4 +29,12 @@ pub fn sha256_of_ids(ids: &[u32]) -> String {
         hash.update((id as u16).to_le_bytes());
     }
     Digest(hash.finalize().into()).to_string()
+}
+
+/// Refuses a processor that cannot compute our bits, by name.
+///
+/// # Errors
+/// [`Error::Kernel`].
+pub fn check_cpu() -> Result<()> {
+    Ok(janus_kernels::check_cpu().map(drop)?)
 }

@@ -1,19 +1,20 @@
-//! `janus eval` in this process: the engine stands model, the report goes to stdout.
+//! `janus eval`: a session stands model, the report goes to stdout.
 
 use indicatif::ProgressBar;
-use janus_model::image::Rgb8;
-use janus_model::{AskRequest, Engine, ImageSampling, PaintRequest};
-use janus_spec::{Message, Part, Role};
+use janus_model::image::{Rgb8, encode_png};
+use janus_wire::v1;
 
 use super::{Options, Progress, Settings, Subject, measure};
 use crate::args::{Eval, EvalShapes, Suite};
 use crate::failure::Outcome;
-use crate::{checkpoint, output, terminal};
+use crate::local::Needs;
+use crate::session::Session;
+use crate::{ask, output, terminal};
 
-/// Pictures painted in step: enough to share the reading of the weights, little enough for a large model's KV cache.
-const BATCH: usize = 16;
+/// Pictures asked for together; the scheduler decides how they share steps.
+const BATCH: usize = 1;
 /// The answers are single words; a longer one is wrong anyway.
-const ANSWER_TOKENS: usize = 8;
+const ANSWER_TOKENS: u32 = 8;
 
 /// The verb.
 pub(crate) fn run(args: Eval) -> Outcome {
@@ -23,14 +24,13 @@ pub(crate) fn run(args: Eval) -> Outcome {
 }
 
 fn shapes(args: EvalShapes) -> Outcome {
-    let engine = checkpoint::engine(&args.compute)?;
-    let defaults = engine.spec().generation.clone();
-    let cfg_weight = args.cfg_weight.unwrap_or(defaults.cfg_weight);
-    let temperature = args.temperature.unwrap_or(defaults.temperature);
-    let sampling = ImageSampling { temperature, top_k: defaults.top_k, top_p: defaults.top_p, seed: args.seed };
-    let mut subject = InProcess { engine, cfg_weight, sampling };
+    let session = Session::open(&args.compute, Needs::ALL)?;
+    let model = session.model.model.clone();
+    let cfg_weight = args.cfg_weight.unwrap_or(session.model.cfg_weight);
+    let temperature = args.temperature.unwrap_or(session.model.temperature);
+    let mut subject = Remote { session, cfg_weight, temperature };
 
-    let settings = Settings { model: args.compute.model, cfg_weight, temperature, seed: args.seed };
+    let settings = Settings { model, cfg_weight, temperature, seed: args.seed };
     let options = Options { limit: args.limit, seed: args.seed, batch: BATCH };
     let mut bars = Bars::default();
     let report = measure(&mut subject, &options, settings, &mut |progress| bars.show(progress))?;
@@ -63,40 +63,44 @@ impl Bars {
     }
 }
 
-/// The engine of this process, painting at fixed settings.
-struct InProcess {
-    engine: Engine,
+/// A model behind a session, painting at fixed settings.
+struct Remote {
+    session: Session,
     cfg_weight: f32,
-    /// With the seed still to be filled in.
-    sampling: ImageSampling,
+    temperature: f32,
 }
 
-impl Subject for InProcess {
+impl Subject for Remote {
     fn paint(&mut self, batch: &[(&str, u64)]) -> Outcome<Vec<Rgb8>> {
-        let mut requests = Vec::with_capacity(batch.len());
+        let mut pictures = Vec::with_capacity(batch.len());
         for &(text, seed) in batch {
-            requests.push(PaintRequest {
-                prompt: self.engine.tokenizer().generation_prompt(text, false)?,
-                keep: Vec::new(),
-                cfg_weight: self.cfg_weight,
-                sampling: ImageSampling { seed, ..self.sampling },
-            });
+            let request = v1::GenerateImageRequest {
+                prompt: text.to_owned(),
+                n: 1,
+                seed,
+                temperature: Some(self.temperature),
+                cfg_weight: Some(self.cfg_weight),
+                ..v1::GenerateImageRequest::default()
+            };
+            let (_, painted) = self.session.paint(request, |_, _| {})?;
+            pictures.extend(painted.into_iter().map(|p| p.picture));
         }
-        let painted = self.engine.paint(&requests, |_| {})?;
-        painted.iter().map(|ids| Ok(self.engine.decode_ids(ids)?)).collect()
+        Ok(pictures)
     }
 
     fn answer(&mut self, picture: &Rgb8, question: &str) -> Outcome<String> {
-        let parts = vec![Part::Image, Part::Text(question.to_owned())];
-        let prompt = self.engine.tokenizer().chat_prompt(&[Message { role: Role::User, parts }], None)?;
-        let sampling = ImageSampling { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
-        let request = AskRequest { prompt, max_tokens: ANSWER_TOKENS, sampling };
-        let tokens = self.engine.ask(&request, std::slice::from_ref(picture), |_| {})?;
-        Ok(self.engine.tokenizer().decode(&tokens, true)?)
+        let image = v1::Image { data: encode_png(picture)?.into(), ..v1::Image::default() };
+        let request = v1::ChatRequest {
+            messages: vec![ask::question(question.to_owned(), vec![image])],
+            max_tokens: Some(ANSWER_TOKENS),
+            temperature: Some(0.0),
+            ..v1::ChatRequest::default()
+        };
+        Ok(self.session.ask(request, |_| {})?.1.text)
     }
 
     fn reconstruct(&mut self, picture: &Rgb8) -> Outcome<Rgb8> {
-        let ids = self.engine.encode_ids(picture)?;
-        Ok(self.engine.decode_ids(&ids)?)
+        let ids = self.session.tokenize(encode_png(picture)?)?;
+        self.session.detokenize(ids)
     }
 }

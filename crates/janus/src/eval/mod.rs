@@ -79,8 +79,7 @@ fn paint(subject: &mut dyn Subject, options: &Options, progress: &mut dyn FnMut(
     let prompts = suite::prompts(options.limit)?;
     let mut painted = Vec::with_capacity(prompts.len());
     for chunk in prompts.chunks(options.batch.max(1)) {
-        let batch: Vec<(&str, u64)> =
-            chunk.iter().map(|p| (p.prompt.as_str(), options.seed.wrapping_add(p.seed))).collect();
+        let batch: Vec<(&str, u64)> = chunk.iter().map(|p| (p.prompt.as_str(), options.seed.wrapping_add(p.seed))).collect();
         let pictures = subject.paint(&batch)?;
         if pictures.len() != batch.len() {
             let message = format!("{} pictures came back for {} prompts", pictures.len(), batch.len());

@@ -167,12 +167,7 @@ pub(super) fn share(part: usize, whole: usize) -> f64 {
 }
 
 impl Report {
-    pub(crate) fn new(
-        settings: Settings,
-        painted: Vec<Painted>,
-        answered: Vec<Answered>,
-        rebuilt: Vec<Rebuilt>,
-    ) -> Self {
+    pub(crate) fn new(settings: Settings, painted: Vec<Painted>, answered: Vec<Answered>, rebuilt: Vec<Rebuilt>) -> Self {
         let pictures = Pictures::of_painted(&painted);
         let answers = Answers::of(&answered);
         let vq_ceiling = Pictures::of_rebuilt(&rebuilt);

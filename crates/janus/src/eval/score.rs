@@ -45,9 +45,7 @@ fn judge_seen(seen: &[Seen], expected: &[Expected], relation: Option<Relation>) 
         return Verdict::WrongObjects;
     };
     match (relation, groups.as_slice()) {
-        (Some(relation), [first, second, ..]) if Relation::between(*first, *second) != Some(relation) => {
-            Verdict::WrongPlace
-        }
+        (Some(relation), [first, second, ..]) if Relation::between(*first, *second) != Some(relation) => Verdict::WrongPlace,
         _ => Verdict::Right,
     }
 }
@@ -62,8 +60,7 @@ fn assign(seen: &[Seen], expected: &[Expected]) -> Option<Vec<(f64, f64)>> {
     for i in order {
         let wanted = &expected[i];
         for n in 0..wanted.count {
-            let fits =
-                |s: &&Seen| s.shape == Some(wanted.shape) && (wanted.colour.is_none() || s.colour == wanted.colour);
+            let fits = |s: &&Seen| s.shape == Some(wanted.shape) && (wanted.colour.is_none() || s.colour == wanted.colour);
             let taken = left.remove(left.iter().position(fits)?);
             if n == 0 {
                 centres[i] = taken.centre;
@@ -132,9 +129,8 @@ mod tests {
             assert_eq!(judge(&draw(&objects), &prompt), Verdict::WrongNumber, "{}: one missing", prompt.id);
             let mut objects = scene(&prompt);
             let corners = [(0, 0), (48, 48), (0, 48), (48, 0), (24, 24)];
-            let free = |(x, y): &(usize, usize)| {
-                objects.iter().all(|o| o.x.abs_diff(*x).max(o.y.abs_diff(*y)) > o.size.max(16))
-            };
+            let free =
+                |(x, y): &(usize, usize)| objects.iter().all(|o| o.x.abs_diff(*x).max(o.y.abs_diff(*y)) > o.size.max(16));
             if let Some(&(x, y)) = corners.iter().find(|c| free(c)) {
                 objects.push(Object { shape: Shape::Circle, colour: Colour::Red, size: 16, x, y });
                 assert_eq!(judge(&draw(&objects), &prompt), Verdict::WrongNumber, "{}: one more", prompt.id);

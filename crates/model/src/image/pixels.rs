@@ -79,3 +79,8 @@ mod tests {
         assert!(matches!(from_unit_range(&[], 0, 2), Err(Error::NoPixels { .. })));
     }
 }
+
+/// A picture as the VQ encoder takes it: `[height, width, 3]`, `(x / 255 - 0.5) / 0.5`.
+pub fn vq_pixels(picture: &Rgb8) -> Vec<f32> {
+    picture.data.iter().map(|&v| (f32::from(v) / 255.0 - 0.5) / 0.5).collect()
+}

@@ -61,3 +61,7 @@ fn check_pixels(pixels: &[f32], size: usize) -> Result<()> {
         false => Err(Error::Argument(format!("the VQ encoder takes {size}x{size} pixels of 3 channels, not {} values", pixels.len()))),
     }
 }
+
+/// Whether decoders use Winograd's form of the 3x3 convolutions. Part of the numerics: pixels change with it by
+/// rounding, ids never.
+pub const WINOGRAD: bool = true;

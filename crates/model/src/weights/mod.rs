@@ -5,6 +5,7 @@
 //! other byte of the file is read.
 
 mod digest;
+mod header;
 mod inventory;
 mod names;
 mod pickle;
@@ -162,33 +163,45 @@ impl Checkpoint {
     fn read(&self, location: &Location, entry: &Entry, shape: &[usize], start: usize, count: usize) -> Result<Stored> {
         let base = location.part.map_or(0, |(part, _)| part * shape.iter().product::<usize>());
         let bytes = self.source.read(&location.name, entry, base + start, count)?;
-        let stored = match entry.dtype {
+        if let Some((i, value)) = first_not_finite(&bytes, &entry.dtype) {
+            return Err(Error::NotFinite { name: location.name.clone(), value, index: base + start + i });
+        }
+        Ok(match entry.dtype {
             Ok(Dtype::Bf16) => Stored::Bf16(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect()),
             Ok(Dtype::F16) => Stored::F32(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
             _ => Stored::F32(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        };
-        let bad = match &stored {
-            Stored::F32(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i])),
-            // All exponent bits set is infinity or NaN.
-            Stored::Bf16(values) => {
-                values.iter().position(|b| b & 0x7f80 == 0x7f80).map(|i| (i, bf16::from_bits(values[i]).to_f32()))
-            }
-        };
-        match bad {
-            Some((i, value)) => Err(Error::NotFinite { name: location.name.clone(), value, index: base + start + i }),
-            None => Ok(stored),
-        }
+        })
     }
 
-    /// The tensor's bytes as stored, for digests.
+    /// The tensor's bytes as stored, for digests; as finite as those that are computed with.
     fn stored_bytes(&self, decl: &TensorDecl) -> Result<(Dtype, Cow<'_, [u8]>)> {
         let (location, entry) = self.locate(&decl.name, &decl.shape)?;
         let count = decl.shape.iter().product::<usize>();
         let base = location.part.map_or(0, |(part, _)| part * count);
         let bytes = self.source.read(&location.name, entry, base, count)?;
+        if let Some((i, value)) = first_not_finite(&bytes, &entry.dtype) {
+            return Err(Error::NotFinite { name: location.name, value, index: base + i });
+        }
         let dtype = entry.dtype.clone().map_err(|found| Error::Dtype { name: location.name, found })?;
         Ok((dtype, Cow::Owned(bytes)))
     }
+}
+
+/// Index and value of the first NaN or infinity.
+fn first_not_finite(bytes: &[u8], dtype: &std::result::Result<Dtype, String>) -> Option<(usize, f32)> {
+    let (pairs, quads) = (bytes.as_chunks::<2>().0, bytes.as_chunks::<4>().0);
+    // All exponent bits set is infinity or NaN.
+    let value = |i: usize| match dtype {
+        Ok(Dtype::Bf16) => bf16::from_le_bytes(pairs[i]).to_f32(),
+        Ok(Dtype::F16) => f16::from_le_bytes(pairs[i]).to_f32(),
+        _ => f32::from_le_bytes(quads[i]),
+    };
+    let found = match dtype {
+        Ok(Dtype::Bf16) => pairs.iter().position(|b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
+        Ok(Dtype::F16) => pairs.iter().position(|b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
+        _ => quads.iter().position(|b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
+    };
+    found.map(|i| (i, value(i)))
 }
 
 /// Whether two shapes lay out the same numbers for our purposes: equal up to dimensions of size 1 (`[1, 576, 1024]` and

@@ -4,7 +4,7 @@
 //! shrinks under us is an error and not a signal, and no page of another stage's layers is ever touched.
 //! PyTorch pickles go through candle's reader, which interprets the opcodes and executes nothing.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use candle_core::pickle::PthTensors;
 use janus_spec::Files;
 
-use super::pickle;
+use super::{header, pickle};
 use crate::error::{Error, Result};
 
 /// Longest header we read: candle's and safetensors' own limit.
@@ -98,7 +98,8 @@ impl Source {
     pub(crate) fn read(&self, name: &str, entry: &Entry, start: usize, count: usize) -> Result<Vec<u8>> {
         let dtype = entry.dtype.clone().map_err(|found| Error::Dtype { name: name.to_owned(), found })?;
         let file = &self.files[entry.file];
-        let fail = |reason: String| Error::WeightFile { file: file.name.clone(), reason: format!("tensor `{name}`: {reason}") };
+        let fail =
+            |reason: String| Error::WeightFile { file: file.name.clone(), reason: format!("tensor `{name}`: {reason}") };
         let (skip, length) = (start * dtype.size(), count * dtype.size());
         match &file.body {
             Body::File(handle) => {
@@ -113,7 +114,9 @@ impl Source {
                 Ok(all[from..from + length].to_vec())
             }
             Body::Pickle(reader) => {
-                let tensor = pickle::quietly(|| reader.get(name)).map_err(fail)?.ok_or_else(|| fail("vanished from the file".to_owned()))?;
+                let tensor = pickle::quietly(|| reader.get(name))
+                    .map_err(fail)?
+                    .ok_or_else(|| fail("vanished from the file".to_owned()))?;
                 let bytes = tensor_bytes(&tensor).map_err(|e| fail(e.to_string()))?;
                 Ok(bytes[skip..skip + length].to_vec())
             }
@@ -124,7 +127,8 @@ impl Source {
         let fail = |reason: String| Error::WeightFile { file: name.to_owned(), reason };
         let (body, size) = match files {
             Files::Embedded(list) => {
-                let bytes = list.iter().find(|(n, _)| *n == name).map(|(_, b)| *b).ok_or_else(|| fail("is missing".to_owned()))?;
+                let bytes =
+                    list.iter().find(|(n, _)| *n == name).map(|(_, b)| *b).ok_or_else(|| fail("is missing".to_owned()))?;
                 (Body::Memory(bytes), bytes.len() as u64)
             }
             Files::Dir(dir) => {
@@ -151,31 +155,19 @@ impl Source {
         prefix.copy_from_slice(&read(0, 8)?);
         let header_size = u64::from_le_bytes(prefix);
         if header_size > MAX_HEADER || header_size > size - 8 {
-            return Err(fail(format!("claims a header of {header_size} bytes, but the file has {size}: truncated or not safetensors")));
+            return Err(fail(format!(
+                "claims a header of {header_size} bytes, but the file has {size}: truncated or not safetensors"
+            )));
         }
-        let text = read(8, header_size)?;
-        let invalid = |e: serde_json::Error| fail(format!("header is not valid safetensors JSON: {e}"));
-        // The format's own reader keeps the last of two tensors with one name without a word.
-        serde_json::from_slice::<UniqueKeys>(&text).map_err(invalid)?;
-        let header: safetensors::tensor::Metadata = serde_json::from_slice(&text).map_err(invalid)?;
-        let index = self.files.len();
-        for (tensor, info) in header.tensors() {
-            let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-            let elements = info.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
-            let bytes = elements.and_then(|n| n.checked_mul(info.dtype.bitsize() as u64)).map(|bits| bits / 8);
-            if begin > end || bytes != Some(end - begin) {
-                return Err(fail(format!("header lies about `{tensor}`: shape {:?} does not fill bytes {begin} to {end}", info.shape)));
-            }
-            if end > size - 8 - header_size {
-                return Err(fail(format!("is truncated: `{tensor}` ends at byte {end} of {} bytes of data", size - 8 - header_size)));
-            }
+        let (index, data) = (self.files.len(), 8 + header_size);
+        for (tensor, info) in header::parse(&read(8, header_size)?, size - data).map_err(fail)? {
             let dtype = match info.dtype {
                 safetensors::Dtype::F32 => Ok(Dtype::F32),
                 safetensors::Dtype::F16 => Ok(Dtype::F16),
                 safetensors::Dtype::BF16 => Ok(Dtype::Bf16),
                 other => Err(format!("{other:?}")),
             };
-            let entry = Entry { dtype, shape: info.shape.clone(), file: index, offset: 8 + header_size + begin };
+            let entry = Entry { dtype, shape: info.shape, file: index, offset: data + info.data_offsets.0 as u64 };
             self.insert(name, &tensor, entry)?;
         }
         self.files.push(WeightFile { name: name.to_owned(), body });
@@ -229,7 +221,8 @@ fn shards(files: &Files, single: &str) -> Result<Option<Vec<String>>> {
     };
     let fail = |reason: String| Error::WeightFile { file: index_name.clone(), reason };
     let index: serde_json::Value = serde_json::from_slice(&text).map_err(|e| fail(format!("is not JSON: {e}")))?;
-    let map = index.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| fail("has no object `weight_map`".to_owned()))?;
+    let map =
+        index.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| fail("has no object `weight_map`".to_owned()))?;
     let mut names = BTreeSet::new();
     for (tensor, file) in map {
         let file = file.as_str().ok_or_else(|| fail(format!("`weight_map.{tensor}` is not a file name")))?;
@@ -256,33 +249,6 @@ fn tensor_bytes(tensor: &candle_core::Tensor) -> candle_core::Result<Vec<u8>> {
         candle_core::DType::F16 => flat.to_vec1::<half::f16>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
         _ => flat.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
     })
-}
-
-/// A JSON object that says nothing twice.
-struct UniqueKeys;
-
-impl<'de> serde::Deserialize<'de> for UniqueKeys {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(UniqueKeys)
-    }
-}
-
-impl<'de> serde::de::Visitor<'de> for UniqueKeys {
-    type Value = UniqueKeys;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self, A::Error> {
-        let mut seen = HashSet::new();
-        while let Some((key, serde::de::IgnoredAny)) = map.next_entry::<String, _>()? {
-            if let Some(twice) = seen.replace(key) {
-                return Err(serde::de::Error::custom(format!("`{twice}` appears twice")));
-            }
-        }
-        Ok(UniqueKeys)
-    }
 }
 
 impl Source {

@@ -1,0 +1,77 @@
+//! What clients may ask for: every field is checked before anything is queued, and a refusal names the field.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use janus_spec::GenerationDefaults;
+use janus_wire::status::invalid;
+use janus_wire::v1::{GenerateImageRequest, Priority, RequestHeader, Sampling};
+use tonic::Status;
+
+use crate::schedule::Band;
+
+/// Pictures of one request.
+pub(crate) const MAX_PICTURES: u32 = 256;
+/// Longest prompt in bytes; the tokeniser sees nothing longer.
+pub(crate) const MAX_PROMPT: usize = 1 << 20;
+
+/// A request's header, checked.
+pub(crate) struct Header {
+    pub(crate) id: String,
+    /// Time left; `None` for no deadline.
+    pub(crate) left: Option<Duration>,
+    pub(crate) band: Band,
+}
+
+pub(crate) fn header(header: Option<RequestHeader>, model: &str) -> Result<Header, Status> {
+    let header = header.ok_or_else(|| invalid("header", "is missing; a request needs a request_id of its caller's choice"))?;
+    let id = header.request_id;
+    if id.is_empty() || id.len() > 128 || !id.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(invalid("header.request_id", "must be 1 to 128 printable ASCII characters without spaces"));
+    }
+    if !header.model.is_empty() && header.model != model {
+        return Err(Status::not_found(format!("header.model: `{}` is not served here; `{model}` is", header.model)));
+    }
+    let left = match header.deadline_unix_ms {
+        0 => None,
+        at => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            match Duration::from_millis(at).checked_sub(now) {
+                Some(left) => Some(left),
+                None => return Err(Status::deadline_exceeded("header.deadline_unix_ms is in the past")),
+            }
+        }
+    };
+    let band = match Priority::try_from(header.priority) {
+        Ok(Priority::Unspecified | Priority::Interactive) => Band::Interactive,
+        Ok(Priority::Batch) => Band::Batch,
+        Err(_) => return Err(invalid("header.priority", format!("{} is unknown", header.priority))),
+    };
+    Ok(Header { id, left, band })
+}
+
+/// Sampling of a picture; what the request leaves open is the checkpoint's.
+pub(crate) fn image_sampling(request: &GenerateImageRequest, defaults: &GenerationDefaults) -> Result<Sampling, Status> {
+    let cfg_weight = request.cfg_weight.unwrap_or(defaults.cfg_weight);
+    if !(cfg_weight.is_finite() && cfg_weight >= 0.0) {
+        return Err(invalid("cfg_weight", format!("{cfg_weight} must be a finite number of at least 0")));
+    }
+    let top_k = request.top_k.or(defaults.top_k.map(|k| k as u32));
+    let top_p = request.top_p.or(defaults.top_p);
+    sampling(request.temperature.unwrap_or(defaults.temperature), top_k, top_p, request.seed)
+        .map(|sampling| Sampling { cfg_weight, ..sampling })
+}
+
+/// Sampling without guidance.
+pub(crate) fn sampling(temperature: f32, top_k: Option<u32>, top_p: Option<f32>, seed: u64) -> Result<Sampling, Status> {
+    if !(temperature.is_finite() && temperature >= 0.0) {
+        return Err(invalid("temperature", format!("{temperature} must be a finite number of at least 0")));
+    }
+    if top_k == Some(0) {
+        return Err(invalid("top_k", "0 leaves nothing to sample from; leave it out for all ids"));
+    }
+    let top_p = top_p.unwrap_or(1.0);
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return Err(invalid("top_p", format!("{top_p} must be above 0 and at most 1")));
+    }
+    Ok(Sampling { temperature, top_k: top_k.unwrap_or(0), top_p, seed, cfg_weight: 1.0 })
+}

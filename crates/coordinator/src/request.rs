@@ -1,0 +1,229 @@
+//! What is known of every request: units append to its record, any number of callers read it at their own pace.
+//!
+//! The driver never waits for a reader, and a reader that stops costs only the record, which is bounded by the ids a
+//! request can have.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use janus_wire::v1::DecodeResponse;
+use tokio::sync::{OnceCell, watch};
+use tokio::time::Instant;
+
+use crate::schedule::{Finish, UnitId};
+
+/// Finished requests can be read again for this long...
+const KEEP: Duration = Duration::from_secs(600);
+/// ...and at most so many are kept.
+const KEEP_COUNT: usize = 1024;
+
+/// How one unit of a request stands.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress {
+    /// Units waiting before it, while it waits.
+    pub(crate) queued: Option<usize>,
+    pub(crate) started: bool,
+    /// Kept and drawn ids.
+    pub(crate) ids: Vec<u32>,
+    pub(crate) end: Option<Result<Finish, Failure>>,
+}
+
+/// Why a unit could not go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Full,
+    Cancelled,
+    Lost(String),
+}
+
+/// One request.
+pub(crate) struct Record {
+    /// SHA-256 of its parameters.
+    pub(crate) fingerprint: [u8; 32],
+    pub(crate) units: Vec<UnitId>,
+    state: Mutex<Vec<Progress>>,
+    changed: watch::Sender<u64>,
+    /// Each picture is decoded once, whoever asks.
+    pub(crate) pictures: Vec<OnceCell<DecodeResponse>>,
+    /// Ids fed at the start, for `Started`.
+    pub(crate) prompt: Vec<u32>,
+}
+
+impl Record {
+    pub(crate) fn new(fingerprint: [u8; 32], units: Vec<UnitId>, keep: &[u32], prompt: Vec<u32>) -> Self {
+        let progress = Progress { ids: keep.to_vec(), ..Progress::default() };
+        Record {
+            fingerprint,
+            state: Mutex::new(vec![progress; units.len()]),
+            changed: watch::channel(0).0,
+            pictures: units.iter().map(|_| OnceCell::new()).collect(),
+            units,
+            prompt,
+        }
+    }
+
+    /// Changes the progress of unit `index` and wakes readers.
+    pub(crate) fn update(&self, index: usize, change: impl FnOnce(&mut Progress)) {
+        if let Some(progress) = self.lock().get_mut(index) {
+            change(progress);
+        }
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Looks at the progress of unit `index`.
+    pub(crate) fn look<R>(&self, index: usize, look: impl FnOnce(&Progress) -> R) -> Option<R> {
+        self.lock().get(index).map(look)
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn finished(&self) -> bool {
+        self.lock().iter().all(|p| p.end.is_some())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Progress>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Entry {
+    record: Arc<Record>,
+    readers: usize,
+    /// When the last reader of a finished request left.
+    left: Option<Instant>,
+}
+
+/// All requests, by the id their callers chose.
+#[derive(Clone, Default)]
+pub(crate) struct Requests(Arc<Mutex<HashMap<String, Entry>>>);
+
+/// What a request id turned out to be.
+pub(crate) enum Joined {
+    /// New: the units are to be submitted.
+    New(Reader),
+    /// Known, with the same parameters.
+    Known(Reader),
+    /// Known, with other parameters.
+    Conflict,
+}
+
+/// A caller's hold on a request. When the last one of an unfinished request goes, its units are given up.
+pub(crate) struct Reader {
+    pub(crate) record: Arc<Record>,
+    id: String,
+    requests: Requests,
+    give_up: Box<dyn Fn(&[UnitId]) + Send + Sync>,
+}
+
+impl Requests {
+    /// Joins the request `id`, or makes it.
+    pub(crate) fn join(
+        &self,
+        id: &str,
+        fingerprint: [u8; 32],
+        make: impl FnOnce() -> Record,
+        give_up: impl Fn(&[UnitId]) + Send + Sync + 'static,
+    ) -> Joined {
+        let mut all = self.lock();
+        Self::forget_old(&mut all);
+        let known = all.contains_key(id);
+        let entry = all.entry(id.to_owned()).or_insert_with(|| Entry { record: Arc::new(make()), readers: 0, left: None });
+        if entry.record.fingerprint != fingerprint {
+            return Joined::Conflict;
+        }
+        entry.readers += 1;
+        entry.left = None;
+        let reader =
+            Reader { record: entry.record.clone(), id: id.to_owned(), requests: self.clone(), give_up: Box::new(give_up) };
+        if known { Joined::Known(reader) } else { Joined::New(reader) }
+    }
+
+    /// The record of a request.
+    pub(crate) fn get(&self, id: &str) -> Option<Arc<Record>> {
+        self.lock().get(id).map(|e| e.record.clone())
+    }
+
+    /// Forgets a request.
+    pub(crate) fn remove(&self, id: &str) {
+        self.lock().remove(id);
+    }
+
+    /// Requests that are not finished, and all that are remembered.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let all = self.lock();
+        (all.values().filter(|e| !e.record.finished()).count(), all.len())
+    }
+
+    fn forget_old(all: &mut HashMap<String, Entry>) {
+        all.retain(|_, e| e.left.is_none_or(|left| left.elapsed() < KEEP));
+        while all.len() > KEEP_COUNT {
+            let oldest = all.iter().filter_map(|(id, e)| e.left.map(|left| (left, id.clone()))).min();
+            let Some((_, id)) = oldest else { break };
+            all.remove(&id);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut all = self.requests.lock();
+        let Some(entry) = all.get_mut(&self.id).filter(|e| Arc::ptr_eq(&e.record, &self.record)) else { return };
+        entry.readers -= 1;
+        if entry.readers > 0 {
+            return;
+        }
+        let failed = (0..self.record.units.len()).any(|i| self.record.look(i, |p| matches!(p.end, Some(Err(_)))).unwrap_or(true));
+        if self.record.finished() && !failed {
+            entry.left = Some(Instant::now());
+        } else {
+            // Unfinished, or failed: a caller that tries again gets a fresh start.
+            all.remove(&self.id);
+            drop(all);
+            (self.give_up)(&self.record.units);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn the_last_reader_of_an_unfinished_request_gives_it_up() {
+        let requests = Requests::default();
+        let given_up = Arc::new(AtomicUsize::new(0));
+        let join = |print: u8| {
+            let count = given_up.clone();
+            requests.join("a", [print; 32], || Record::new([1; 32], vec![7], &[], vec![]), move |units| {
+                count.fetch_add(units.len(), Ordering::Relaxed);
+            })
+        };
+        let first = join(1);
+        assert!(matches!(first, Joined::New(_)));
+        let second = join(1);
+        assert!(matches!(second, Joined::Known(_)));
+        assert!(matches!(join(2), Joined::Conflict));
+        drop(first);
+        assert_eq!(given_up.load(Ordering::Relaxed), 0);
+        drop(second);
+        assert_eq!((given_up.load(Ordering::Relaxed), requests.counts()), (1, (0, 0)));
+    }
+
+    #[test]
+    fn a_finished_request_can_be_read_again() {
+        let requests = Requests::default();
+        let join = || requests.join("a", [1; 32], || Record::new([1; 32], vec![7], &[], vec![]), |_| {});
+        let Joined::New(reader) = join() else { panic!("it is new") };
+        reader.record.update(0, |p| p.end = Some(Ok(Finish::Complete)));
+        drop(reader);
+        assert!(matches!(join(), Joined::Known(_)));
+    }
+}

@@ -1,0 +1,296 @@
+//! The scheduler: `step(event) -> actions`, without I/O, without a clock.
+//!
+//! A unit's token log (its prompt and the ids so far) is all there is to know about it; how many of those positions the
+//! stages hold is a detail. Whatever is missing is fed in chunks; when nothing is missing, the last stage draws the next
+//! id. So prefill, decode and rebuilding after a loss are one rule.
+
+mod form;
+mod unit;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use janus_wire::v1::{FrameBody, SlotOp, StepResult, slot_op};
+
+pub use unit::{Band, UnitId, UnitSpec};
+use unit::{Active, Waiting};
+
+/// Reason a first stage gives when a picture's features were evicted before they were used.
+pub const FEATURES_MISSING: &str = "the picture's features are not here";
+
+/// Limits of one pipeline.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Units that may be open at once.
+    pub slots: usize,
+    /// Positions of KV memory over all branches of all open units.
+    pub kv_positions: usize,
+    /// Units that may wait.
+    pub queue: usize,
+    /// Distinct compute pools in the pipeline: one more microbatch than these is in flight.
+    pub pools: usize,
+    /// Decode rows that fill a microbatch before another one opens.
+    pub rows: usize,
+}
+
+/// What happens to the scheduler.
+#[derive(Debug)]
+pub enum Event {
+    /// A unit of work arrives.
+    Submit(Box<UnitSpec>),
+    /// Nobody wants a unit any more.
+    Cancel(UnitId),
+    /// Ids came back.
+    Result(StepResult),
+    /// The features a unit was parked for are at the first stage again.
+    FeaturesReady(UnitId),
+    /// A new epoch of the pipeline is connected; stages hold nothing.
+    PipelineUp,
+    /// The pipeline is lost; units wait with their logs.
+    PipelineDown,
+}
+
+/// What is to be done about it.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Send a microbatch.
+    Send(FrameBody),
+    /// A unit waits, this many before it.
+    Queued(UnitId, usize),
+    /// A unit got its slot.
+    Started(UnitId),
+    /// An id was drawn.
+    Id(UnitId, u32),
+    /// A unit is complete.
+    Finished(UnitId, Finish),
+    /// A unit cannot go on.
+    Failed(UnitId, String),
+    /// The queue is full; the unit was not taken.
+    Refused(UnitId),
+    /// The pictures of a parked unit must be encoded again.
+    NeedFeatures(UnitId),
+}
+
+/// How a unit ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// All ids were drawn.
+    Complete,
+    /// The model ended its answer.
+    EndOfSentence,
+}
+
+/// All units of one pipeline.
+pub struct Scheduler {
+    limits: Limits,
+    up: bool,
+    waiting: VecDeque<Waiting>,
+    active: BTreeMap<UnitId, Active>,
+    /// Parked until their features are back.
+    parked: BTreeMap<UnitId, Waiting>,
+    /// By slot: its generation, and whether it is free.
+    generations: Vec<u32>,
+    free: Vec<usize>,
+    kv_used: usize,
+    /// Microbatches on their way: the units in each, in frame order, with their slots and generations.
+    flying: BTreeMap<u64, Vec<(UnitId, u32, u32)>>,
+    next_microbatch: u64,
+    /// Grows with every microbatch, so that the unit served longest ago goes first.
+    clock: u64,
+    /// Travel with the next frame.
+    ops: Vec<SlotOp>,
+}
+
+impl Scheduler {
+    /// An empty scheduler without a pipeline.
+    pub fn new(limits: Limits) -> Self {
+        Scheduler {
+            limits,
+            up: false,
+            waiting: VecDeque::new(),
+            active: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            generations: vec![0; limits.slots],
+            free: (0..limits.slots).rev().collect(),
+            kv_used: 0,
+            flying: BTreeMap::new(),
+            next_microbatch: 0,
+            clock: 0,
+            ops: Vec::new(),
+        }
+    }
+
+    /// Units that wait, are open, and are parked.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.waiting.len(), self.active.len(), self.parked.len())
+    }
+
+    /// Takes one event and says what to do.
+    pub fn step(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Submit(spec) => self.submit(*spec, &mut actions),
+            Event::Cancel(id) => self.cancel(id),
+            Event::Result(result) => self.result(result, &mut actions),
+            Event::FeaturesReady(id) => {
+                if let Some(unit) = self.parked.remove(&id) {
+                    self.waiting.push_front(unit);
+                }
+            }
+            Event::PipelineUp => self.up = true,
+            Event::PipelineDown => self.down(),
+        }
+        if self.up {
+            self.admit(&mut actions);
+            self.send(&mut actions);
+        }
+        debug_assert_eq!(self.violated(), None);
+        actions
+    }
+
+    fn submit(&mut self, spec: UnitSpec, actions: &mut Vec<Action>) {
+        let id = spec.id;
+        if let Err(reason) = spec.check(&self.limits) {
+            actions.push(Action::Failed(id, reason));
+            return;
+        }
+        if self.waiting.len() >= self.limits.queue {
+            actions.push(Action::Refused(id));
+            return;
+        }
+        // Behind its own band and the bands before it.
+        let place = self.waiting.iter().take_while(|w| w.spec.band <= spec.band).count();
+        actions.push(Action::Queued(id, place));
+        let known = spec.keep.clone();
+        self.waiting.insert(place, Waiting { spec, known, started: false });
+    }
+
+    fn cancel(&mut self, id: UnitId) {
+        self.waiting.retain(|w| w.spec.id != id);
+        self.parked.remove(&id);
+        self.release(id);
+    }
+
+    /// Gives a unit's slot back on every stage.
+    fn release(&mut self, id: UnitId) -> Option<Active> {
+        let unit = self.active.remove(&id)?;
+        let op = Some(slot_op::Op::Close(slot_op::Close {}));
+        self.ops.push(SlotOp { slot: unit.slot as u32, generation: unit.generation, op });
+        self.free.push(unit.slot);
+        self.kv_used -= unit.spec.kv_positions();
+        Some(unit)
+    }
+
+    fn down(&mut self) {
+        self.up = false;
+        self.flying.clear();
+        self.ops.clear();
+        self.kv_used = 0;
+        self.generations.fill(0);
+        self.free = (0..self.limits.slots).rev().collect();
+        // The oldest first, before everything that never started.
+        for (_, unit) in std::mem::take(&mut self.active).into_iter().rev() {
+            self.waiting.push_front(Waiting { spec: unit.spec, known: unit.known, started: true });
+        }
+    }
+
+    fn admit(&mut self, actions: &mut Vec<Action>) {
+        while let Some(unit) = self.waiting.front() {
+            let need = unit.spec.kv_positions();
+            if self.free.is_empty() || self.kv_used + need > self.limits.kv_positions {
+                break;
+            }
+            let (Some(unit), Some(slot)) = (self.waiting.pop_front(), self.free.pop()) else { break };
+            self.kv_used += need;
+            self.generations[slot] += 1;
+            let active = Active::open(unit, slot, self.generations[slot]);
+            self.ops.push(active.open_op());
+            if !active.started {
+                actions.push(Action::Started(active.spec.id));
+            }
+            self.active.insert(active.spec.id, active);
+        }
+    }
+
+    fn result(&mut self, result: StepResult, actions: &mut Vec<Action>) {
+        let Some(units) = self.flying.remove(&result.microbatch) else { return };
+        for (i, (id, slot, generation)) in units.into_iter().enumerate() {
+            let Some(unit) = self.active.get_mut(&id).filter(|u| u.slot as u32 == slot && u.generation == generation) else {
+                continue;
+            };
+            let flown = std::mem::take(&mut unit.flying);
+            let answer = result.units.get(i).filter(|r| r.slot == slot && r.generation == generation);
+            let fault = match answer {
+                None => Some("a stage left it out of its answer".to_owned()),
+                Some(answer) if !answer.refused.is_empty() => Some(answer.refused.clone()),
+                Some(answer) if answer.length as usize != unit.fed + flown => {
+                    Some(format!("a stage holds {} positions instead of {}", answer.length, unit.fed + flown))
+                }
+                Some(answer) => {
+                    let wanted = unit.wants_id(flown);
+                    unit.fed += flown;
+                    match answer.id.is_some() == wanted {
+                        true => None,
+                        false => Some("an id is missing, or came without being asked for".to_owned()),
+                    }
+                }
+            };
+            if let Some(fault) = fault {
+                self.fail(id, fault, actions);
+                continue;
+            }
+            let drawn = answer.and_then(|a| a.id);
+            if let Some(token) = drawn {
+                self.learn(id, token, actions);
+            }
+        }
+    }
+
+    /// Adds a drawn id to a unit's log and ends the unit if it is complete.
+    fn learn(&mut self, id: UnitId, token: u32, actions: &mut Vec<Action>) {
+        let Some(unit) = self.active.get_mut(&id) else { return };
+        if unit.spec.end == Some(token) {
+            actions.push(Action::Finished(id, Finish::EndOfSentence));
+            self.release(id);
+            return;
+        }
+        unit.known.push(token);
+        let complete = unit.known.len() >= unit.spec.target;
+        actions.push(Action::Id(id, token));
+        if complete {
+            actions.push(Action::Finished(id, Finish::Complete));
+            self.release(id);
+        }
+    }
+
+    fn fail(&mut self, id: UnitId, reason: String, actions: &mut Vec<Action>) {
+        let Some(unit) = self.release(id) else { return };
+        if reason == FEATURES_MISSING {
+            self.parked.insert(id, Waiting { spec: unit.spec, known: unit.known, started: true });
+            actions.push(Action::NeedFeatures(id));
+        } else {
+            actions.push(Action::Failed(id, reason));
+        }
+    }
+
+    /// What must hold between any two events; names the first violation.
+    pub fn violated(&self) -> Option<&'static str> {
+        let used: usize = self.active.values().map(|u| u.spec.kv_positions()).sum();
+        if self.active.len() + self.free.len() != self.limits.slots {
+            return Some("a slot leaked");
+        }
+        if used != self.kv_used || used > self.limits.kv_positions {
+            return Some("KV positions are miscounted");
+        }
+        if self.flying.len() > self.limits.pools + 1 {
+            return Some("too many microbatches are in flight");
+        }
+        let flights = |unit: &Active| {
+            let me = (unit.spec.id, unit.slot as u32, unit.generation);
+            self.flying.values().flatten().filter(|seat| **seat == me).count()
+        };
+        if self.active.values().any(|unit| flights(unit) != usize::from(unit.flying > 0)) {
+            return Some("a unit is in no microbatch or in several");
+        }
+        None
+    }
+}

@@ -1,0 +1,175 @@
+//! Chat.
+
+use janus_spec::{Message, Part, Prompt, Role};
+
+use super::paint::failed;
+use super::*;
+use crate::schedule::Finish;
+
+type Out = mpsc::Sender<Result<v1::ChatEvent, Status>>;
+
+/// Most stop strings, and the longest one.
+const MAX_STOPS: (usize, usize) = (4, 256);
+
+pub(super) async fn chat(
+    shared: &Arc<Shared>,
+    tenant: &str,
+    mut request: v1::ChatRequest,
+) -> Result<Response<Events<v1::ChatEvent>>, Status> {
+    let header = params::header(request.header.take(), &shared.model.name)?;
+    let spec = &shared.model.spec;
+    let sampling = params::sampling(
+        request.temperature.unwrap_or(spec.generation.text_temperature),
+        request.top_k,
+        request.top_p,
+        request.seed,
+    )?;
+    if request.stop.len() > MAX_STOPS.0 || request.stop.iter().any(|s| s.is_empty() || s.len() > MAX_STOPS.1) {
+        return Err(status::invalid("stop", format!("takes at most {} strings of 1 to {} bytes", MAX_STOPS.0, MAX_STOPS.1)));
+    }
+    let (prompt, pictures) = prompt(shared, tenant, &request)?;
+    let room = spec.llm.max_positions.saturating_sub(prompt.ids.len());
+    let wanted = request.max_tokens.map_or(spec.generation.text_max_tokens, |n| n as usize);
+    if wanted == 0 {
+        return Err(status::invalid("max_tokens", "0 leaves nothing to answer with"));
+    }
+    shared.admit()?;
+    let print = fingerprint("chat", &request);
+    let target = wanted.min(room.max(1));
+    let pieces = pieces(&prompt, tenant, &pictures);
+    let make = |ids: &[u64]| {
+        let record = Record::new(print, ids.to_vec(), &[], prompt.ids.clone());
+        let unit = |&id: &u64| UnitSpec {
+            id,
+            kind: Kind::Text,
+            sampling,
+            branches: vec![pieces.clone()],
+            prompt: prompt.ids.len(),
+            keep: Vec::new(),
+            target,
+            end: Some(shared.model.tokenizer.special().eos),
+            band: header.band,
+        };
+        (record, ids.iter().map(unit).collect())
+    };
+    // Features are pushed before the unit is queued, so that its prompt finds them.
+    shared.understand(tenant, &pictures).await?;
+    let reader = shared.join(tenant, &header, print, make, 1, pictures).await?;
+    let shared = shared.clone();
+    Ok(stream(header.left, move |out| follow(shared, reader, request.stop, out)))
+}
+
+/// The conversation as ids, and its pictures in order.
+fn prompt(shared: &Shared, tenant: &str, request: &v1::ChatRequest) -> Result<(Prompt, Vec<Blob>), Status> {
+    let tokenizer = &shared.model.tokenizer;
+    let resolve = |field: String, image: &v1::Image| shared.blobs.resolve(tenant, &field, image);
+    let mut pictures = Vec::new();
+    let prompt = if request.messages.is_empty() {
+        if request.raw_prompt.len() > MAX_PROMPT {
+            return Err(status::invalid("raw_prompt", format!("{} bytes are more than {MAX_PROMPT}", request.raw_prompt.len())));
+        }
+        for (i, image) in request.raw_images.iter().enumerate() {
+            pictures.push(resolve(format!("raw_images[{i}]"), image)?);
+        }
+        tokenizer.raw_prompt(&request.raw_prompt).map_err(|e| status::invalid("raw_prompt", e.to_string()))?
+    } else {
+        let mut messages = Vec::new();
+        let mut bytes = 0;
+        for (i, message) in request.messages.iter().enumerate() {
+            let role = match message.role.as_str() {
+                "system" => Role::System,
+                "user" => Role::User,
+                "assistant" => Role::Assistant,
+                other => return Err(status::invalid(&format!("messages[{i}].role"), format!("`{other}` is not system, user or assistant"))),
+            };
+            let mut parts = Vec::new();
+            for (j, part) in message.parts.iter().enumerate() {
+                match &part.part {
+                    Some(v1::part::Part::Text(text)) => {
+                        bytes += text.len();
+                        parts.push(Part::Text(text.clone()));
+                    }
+                    Some(v1::part::Part::Image(image)) => {
+                        pictures.push(resolve(format!("messages[{i}].parts[{j}].image"), image)?);
+                        parts.push(Part::Image);
+                    }
+                    None => return Err(status::invalid(&format!("messages[{i}].parts[{j}]"), "says nothing")),
+                }
+            }
+            messages.push(Message { role, parts });
+        }
+        if bytes > MAX_PROMPT {
+            return Err(status::invalid("messages", format!("{bytes} bytes are more than {MAX_PROMPT}")));
+        }
+        tokenizer.chat_prompt(&messages, None).map_err(|e| status::invalid("messages", e.to_string()))?
+    };
+    prompt.expect_images(pictures.len()).map_err(|e| status::invalid("raw_images", e.to_string()))?;
+    Ok((prompt, pictures))
+}
+
+/// The prompt's ids with the places of its pictures filled by features.
+fn pieces(prompt: &Prompt, tenant: &str, pictures: &[Blob]) -> Vec<Piece> {
+    let text = |ids: &[u32]| Piece { piece: Some(piece::Piece::Text(Ids { ids: ids.to_vec() })) };
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    for (place, picture) in prompt.images.iter().zip(pictures) {
+        pieces.push(text(&prompt.ids[at..place.start]));
+        let handle = crate::images::feature_handle(tenant, &picture.digest);
+        let span = v1::FeatureSpan { handle, first: 0, count: place.len() as u32 };
+        pieces.push(Piece { piece: Some(piece::Piece::Features(span)) });
+        at = place.end;
+    }
+    pieces.push(text(&prompt.ids[at..]));
+    pieces
+}
+
+async fn follow(shared: Arc<Shared>, reader: Reader, stops: Vec<String>, out: Out) -> Result<(), Status> {
+    let record = &reader.record;
+    let tokenizer = &shared.model.tokenizer;
+    let send = async |event| out.send(Ok(v1::ChatEvent { event: Some(event) })).await.map_err(gone);
+    let mut watch = record.watch();
+    let mut decoder = tokenizer.stream_decoder();
+    let (mut announced, mut queued, mut seen) = (false, None, 0);
+    let mut text = String::new();
+    let mut tokens = Vec::new();
+    let broken = |e: janus_spec::Error| Status::internal(e.to_string());
+    let reason = 'answer: loop {
+        watch.borrow_and_update();
+        let look = record.look(0, |p| (p.queued, p.started || p.end.is_some(), p.ids[seen..].to_vec(), p.end.clone()));
+        let Some((place, started, new, end)) = look else { return Err(Status::internal("the request's record is gone")) };
+        if let Some(place) = place
+            && queued != Some(place)
+        {
+            queued = Some(place);
+            send(v1::chat_event::Event::Queued(v1::Queued { position: place as u32 })).await?;
+        }
+        if started && !announced {
+            announced = true;
+            send(v1::chat_event::Event::Started(v1::Started { prompt_tokens: record.prompt.clone() })).await?;
+        }
+        for id in new {
+            seen += 1;
+            tokens.push(id);
+            let piece = decoder.push(tokenizer, id).map_err(broken)?.unwrap_or_default();
+            text.push_str(&piece);
+            if let Some(cut) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
+                text.truncate(cut);
+                break 'answer v1::FinishReason::Stop;
+            }
+            send(v1::chat_event::Event::Token(v1::ChatToken { id, text: piece })).await?;
+        }
+        match end {
+            None => {}
+            Some(Err(failure)) => return Err(failed(failure)),
+            Some(Ok(Finish::EndOfSentence)) => break v1::FinishReason::Stop,
+            Some(Ok(Finish::Complete)) => break v1::FinishReason::Length,
+        }
+        watch.changed().await.map_err(|_| Status::internal("the request's record is gone"))?;
+    };
+    if stops.is_empty() || reason == v1::FinishReason::Length {
+        text.push_str(&decoder.finish(tokenizer).map_err(broken)?);
+    }
+    let output = tokens.len();
+    let done = Some(shared.done(record.prompt.len(), output));
+    send(v1::chat_event::Event::Done(v1::ChatDone { tokens, text, finish_reason: reason.into(), done })).await
+}

@@ -1,0 +1,158 @@
+//! GenerateImage.
+
+use super::*;
+use crate::request::Failure;
+use crate::schedule::Finish;
+
+type Out = mpsc::Sender<Result<v1::GenerateImageEvent, Status>>;
+
+pub(super) async fn paint(
+    shared: &Arc<Shared>,
+    tenant: &str,
+    mut request: v1::GenerateImageRequest,
+) -> Result<Response<Events<v1::GenerateImageEvent>>, Status> {
+    let header = params::header(request.header.take(), &shared.model.name)?;
+    let spec = &shared.model.spec;
+    let count = request.n.max(1);
+    if count > MAX_PICTURES {
+        return Err(status::invalid("n", format!("{count} pictures are more than {MAX_PICTURES}")));
+    }
+    if request.prompt.len() > MAX_PROMPT {
+        return Err(status::invalid("prompt", format!("{} bytes are more than {MAX_PROMPT}", request.prompt.len())));
+    }
+    let sampling = params::image_sampling(&request, &spec.generation)?;
+    let prompt = shared.model.tokenizer.generation_prompt(&request.prompt, request.raw_prompt);
+    let prompt = prompt.map_err(|e| status::invalid("prompt", e.to_string()))?;
+    let (rows, grid) = (request.keep_rows as usize, spec.vq.grid);
+    let initial = match &request.init_image {
+        Some(image) if rows <= grid => Some(shared.blobs.resolve(tenant, "init_image", image)?),
+        Some(_) => return Err(status::invalid("keep_rows", format!("{rows}: a picture of this model has {grid} rows of ids"))),
+        None if rows > 0 => return Err(status::invalid("keep_rows", "needs an init_image")),
+        None => None,
+    };
+    shared.admit()?;
+    let print = fingerprint("image", &request);
+    let keep = match &initial {
+        Some(blob) if rows > 0 => shared.encode_ids(blob).await?[..rows * grid].to_vec(),
+        _ => Vec::new(),
+    };
+
+    let total = spec.image_tokens();
+    let make = |ids: &[u64]| {
+        let record = Record::new(print, ids.to_vec(), &keep, prompt.cond.clone());
+        let specs = ids.iter().zip(0_u64..).map(|(&id, i)| {
+            let sampling = Sampling { seed: sampling.seed.wrapping_add(i), ..sampling };
+            unit(id, &prompt, sampling, &keep, total, header.band)
+        });
+        // A picture that is kept whole has nothing left to draw.
+        let specs = if keep.len() == total { Vec::new() } else { specs.collect() };
+        (record, specs)
+    };
+    let reader = shared.join(tenant, &header, print, make, count as usize, Vec::new()).await?;
+    if keep.len() == total {
+        (0..count as usize).for_each(|i| reader.record.update(i, |p| p.end = Some(Ok(Finish::Complete))));
+    }
+    let shared = shared.clone();
+    let follow = move |out| follow(shared, reader, sampling.seed, keep.len(), total, request.stream_ids, out);
+    Ok(stream(header.left, follow))
+}
+
+fn unit(id: u64, prompt: &GenerationPrompt, sampling: Sampling, keep: &[u32], target: usize, band: crate::schedule::Band) -> UnitSpec {
+    let branch = |ids: &[u32]| vec![Piece { piece: Some(piece::Piece::Text(Ids { ids: ids.to_vec() })) }];
+    // Weight 1 is the conditional branch alone, exactly: there is no unconditional row to compute.
+    let (kind, branches) = match sampling.cfg_weight {
+        1.0 => (Kind::Unguided, vec![branch(&prompt.cond)]),
+        _ => (Kind::Pair, vec![branch(&prompt.cond), branch(&prompt.uncond)]),
+    };
+    UnitSpec { id, kind, sampling, branches, prompt: prompt.cond.len(), keep: keep.to_vec(), target, end: None, band }
+}
+
+/// Reads a record to its end, at the reader's pace.
+async fn follow(
+    shared: Arc<Shared>,
+    reader: Reader,
+    seed: u64,
+    kept: usize,
+    total: usize,
+    stream_ids: bool,
+    out: Out,
+) -> Result<(), Status> {
+    let record = &reader.record;
+    let count = record.units.len();
+    let send = async |event| out.send(Ok(v1::GenerateImageEvent { event: Some(event) })).await.map_err(gone);
+    let mut watch = record.watch();
+    let (mut announced, mut queued) = (false, None);
+    let mut seen = vec![0; count];
+    let mut done = vec![false; count];
+    loop {
+        watch.borrow_and_update();
+        for index in 0..count {
+            if done[index] {
+                continue;
+            }
+            let from = seen[index];
+            let look = record.look(index, |p| (p.queued, p.started || p.end.is_some(), p.ids.len(), p.ids[from..].to_vec(), p.end.clone()));
+            let Some((place, started, known, new, end)) = look else { continue };
+            if let Some(place) = place
+                && index == 0
+                && queued != Some(place)
+            {
+                queued = Some(place);
+                send(v1::generate_image_event::Event::Queued(v1::Queued { position: place as u32 })).await?;
+            }
+            if started && !announced {
+                announced = true;
+                send(v1::generate_image_event::Event::Started(v1::Started { prompt_tokens: record.prompt.clone() })).await?;
+            }
+            if !new.is_empty() {
+                seen[index] = known;
+                let progress = v1::ImageProgress {
+                    index: index as u32,
+                    known: known as u32,
+                    total: total as u32,
+                    ids: if stream_ids { new } else { Vec::new() },
+                };
+                send(v1::generate_image_event::Event::Progress(progress)).await?;
+            }
+            match end {
+                None => {}
+                Some(Err(failure)) => return Err(failed(failure)),
+                Some(Ok(_)) => {
+                    done[index] = true;
+                    let ids = record.look(index, |p| p.ids.clone()).unwrap_or_default();
+                    let picture = shared.picture(record, index, &ids).await?;
+                    let image = v1::ImageDone {
+                        index: index as u32,
+                        seed: seed.wrapping_add(index as u64),
+                        sha256: sha256_of_ids(&ids).to_vec().into(),
+                        tokens: ids,
+                        width: picture.width,
+                        height: picture.height,
+                        rgb: picture.rgb,
+                    };
+                    send(v1::generate_image_event::Event::Image(image)).await?;
+                }
+            }
+        }
+        if done.iter().all(|d| *d) {
+            let end = shared.done(record.prompt.len(), count * (total - kept));
+            return send(v1::generate_image_event::Event::Done(end)).await;
+        }
+        watch.changed().await.map_err(|_| Status::internal("the request's record is gone"))?;
+    }
+}
+
+pub(super) fn failed(failure: Failure) -> Status {
+    match failure {
+        Failure::Full => status::exhausted("the queue is full", RETRY),
+        Failure::Cancelled => Status::cancelled("the request was cancelled"),
+        Failure::Lost(reason) => Status::internal(reason),
+    }
+}
+
+/// SHA-256 over ids as little-endian u16: what stands for a picture.
+fn sha256_of_ids(ids: &[u32]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    ids.iter().for_each(|id| hash.update((*id as u16).to_le_bytes()));
+    hash.finalize().into()
+}

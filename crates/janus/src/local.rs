@@ -1,0 +1,239 @@
+//! A whole cluster in this process: stages, encoder, decoder and coordinator, speaking the real protocol over
+//! loopback. Verbs without `--endpoint` and `janus serve` run on it.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use janus_coordinator::schedule::Limits;
+use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Nodes, StageNode};
+use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
+use janus_spec::Tokenizer;
+use janus_wire::v1::inference_server::InferenceServer;
+use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
+use janus_worker::decoder::DecoderService;
+use janus_worker::encoder::EncoderService;
+use janus_worker::stage::{ModelCompute, StageService};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Router;
+
+use crate::failure::{Failure, Outcome};
+
+/// Units open at once in one pipeline.
+const SLOTS: usize = 512;
+/// Units that may wait.
+const QUEUE: usize = 1024;
+/// Decode rows that fill a microbatch: from about here on, a step is bound by arithmetic and no longer by memory.
+const ROWS: usize = 16;
+/// Encoder features kept at the first stage.
+const FEATURE_BYTES: usize = 256 << 20;
+/// How long a pipeline in this process may take from its weights to its first id.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// How to run a model in this process.
+pub(crate) struct Options {
+    /// Where clients connect, `host:port`.
+    pub(crate) listen: String,
+    /// Its name.
+    pub(crate) model: String,
+    pub(crate) stages: usize,
+    pub(crate) threads: Option<usize>,
+    pub(crate) weights: Option<WeightFormat>,
+    pub(crate) kv: KvDtype,
+    /// What is loaded now; the rest waits until it is first needed.
+    pub(crate) needs: Needs,
+}
+
+/// The parts beside the language model that are surely used, so that a damaged one is known before any work.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needs {
+    /// SigLIP and aligner.
+    pub(crate) vision: bool,
+    /// The VQ encoder.
+    pub(crate) vq_encoder: bool,
+    /// The VQ decoder.
+    pub(crate) vq_decoder: bool,
+}
+
+impl Needs {
+    pub(crate) const ALL: Needs = Needs { vision: true, vq_encoder: true, vq_decoder: true };
+    pub(crate) const NONE: Needs = Needs { vision: false, vq_encoder: false, vq_decoder: false };
+}
+
+/// A running cluster.
+pub(crate) struct Local {
+    pub(crate) address: SocketAddr,
+    driver: DriverHandle,
+    coordinator: Coordinator,
+    draining: CancellationToken,
+    shutdown: CancellationToken,
+}
+
+/// Layers of stage `i` of `n`: contiguous, sizes differing by one at most.
+fn share(layers: usize, i: usize, n: usize) -> Range<usize> {
+    i * layers / n..(i + 1) * layers / n
+}
+
+impl Local {
+    /// Loads everything and waits until a canary token went through all stages.
+    pub(crate) async fn start(checkpoint: Checkpoint, options: Options) -> Outcome<Self> {
+        janus_model::check_cpu()?;
+        let layers = checkpoint.spec.llm.layers;
+        if options.stages > layers {
+            let stages = options.stages;
+            return Err(Failure::mistake(format!("--stages {stages}: the model has {layers} layers, so at most {layers} stages")));
+        }
+        // Ports first: a taken one is known before minutes of loading.
+        let public = Listener::bind(&options.listen).await.map_err(Failure::mistake)?;
+        let address = public.address();
+
+        let weights = options.weights.unwrap_or_else(|| checkpoint.native_format());
+        let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(janus_model::default_threads)));
+        let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec)?;
+        let (digest, _) = checkpoint.digests(pool.threads())?;
+        let identity = Identity {
+            cluster: "local".to_owned(),
+            numerics: janus_worker::cpu_numerics(weights, options.kv),
+            model: digest.0,
+            node: format!("local-{}", std::process::id()),
+        };
+        let security = Security::Plain;
+        let shutdown = CancellationToken::new();
+        let checkpoint = Arc::new(checkpoint);
+
+        let mut nodes = Nodes::default();
+        for i in 0..options.stages {
+            let range = share(layers, i, options.stages);
+            let compute = ModelCompute::load(&checkpoint, pool.clone(), range.clone(), weights, options.kv, SLOTS)?;
+            let service =
+                StageService::start(identity.clone(), security.clone(), compute, SLOTS, FEATURE_BYTES, shutdown.clone()).map_err(broken)?;
+            let address = spawn(&security, |server| server.add_service(service.server()), &shutdown).await?;
+            nodes.stages.push(StageNode { address: address.to_string(), layers: range });
+        }
+        let needs = options.needs;
+        let encoder = EncoderService::start(
+            identity.clone(),
+            security.clone(),
+            checkpoint.clone(),
+            pool.clone(),
+            weights,
+            (needs.vision, needs.vq_encoder),
+        );
+        let encoder = encoder.map_err(Failure::mistake)?;
+        nodes.encoders.push(spawn(&security, |server| server.add_service(encoder.server()), &shutdown).await?.to_string());
+        let decoder = DecoderService::start(identity.clone(), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
+        let decoder = decoder.map_err(Failure::mistake)?;
+        nodes.decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
+
+        let special = tokenizer.special();
+        let per_position = checkpoint.spec.kv_bytes_per_position(options.kv.size()).max(1);
+        let driver = Driver {
+            identity: identity.clone(),
+            security: security.clone(),
+            pipeline: 1,
+            nodes: nodes.clone(),
+            limits: Limits {
+                slots: SLOTS,
+                kv_positions: usize::try_from(kv_budget() / per_position).unwrap_or(usize::MAX).max(checkpoint.spec.llm.max_positions),
+                queue: QUEUE,
+                pools: 1,
+                rows: ROWS,
+            },
+            canary: vec![special.bos, special.begin_of_image],
+        };
+        let driver = driver.start(shutdown.clone()).map_err(broken)?;
+        let draining = CancellationToken::new();
+        let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
+        let coordinator = Coordinator::new(model, identity, &security, nodes, driver.clone(), draining.clone());
+
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_not_serving::<InferenceServer<Coordinator>>().await;
+        let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+        let reflection = reflection.build_v1().map_err(broken)?;
+        let router = janus_wire::server(&security).map_err(broken)?;
+        let mut router = router;
+        let router = router.add_service(coordinator.clone().server()).add_service(health_service).add_service(reflection);
+        let until = shutdown.clone();
+        tokio::spawn(async move { router.serve_with_incoming_shutdown(public.incoming(), until.cancelled_owned()).await });
+
+        // Health follows readiness: a canary, or nothing.
+        let (mut ready, closing) = (driver.ready(), draining.clone());
+        tokio::spawn(async move {
+            loop {
+                let serving = *ready.borrow_and_update() && !closing.is_cancelled();
+                match serving {
+                    true => health.set_serving::<InferenceServer<Coordinator>>().await,
+                    false => health.set_not_serving::<InferenceServer<Coordinator>>().await,
+                }
+                tokio::select! {
+                    changed = ready.changed() => if changed.is_err() { break },
+                    () = closing.cancelled(), if !closing.is_cancelled() => {}
+                }
+            }
+        });
+
+        let local = Local { address, driver, coordinator, draining, shutdown };
+        local.ready().await?;
+        Ok(local)
+    }
+
+    async fn ready(&self) -> Outcome {
+        let mut ready = self.driver.ready();
+        match tokio::time::timeout(READY_WITHIN, ready.wait_for(|ready| *ready)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Failure::Broken("no token came through the pipeline; run with JANUS_LOG=info to see why".to_owned())),
+        }
+    }
+
+    /// Stops admitting, waits until what runs is done (at most `grace`), then ends every stream and server.
+    pub(crate) async fn stop(self, grace: Duration) {
+        self.draining.cancel();
+        let deadline = tokio::time::Instant::now() + grace;
+        while self.coordinator.requests().0 > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.shutdown.cancel();
+    }
+}
+
+/// Serves on a free loopback port until `shutdown`.
+async fn spawn(
+    security: &Security,
+    add: impl FnOnce(&mut tonic::transport::Server) -> Router,
+    shutdown: &CancellationToken,
+) -> Outcome<SocketAddr> {
+    let listener = Listener::bind("127.0.0.1:0").await.map_err(broken)?;
+    let address = listener.address();
+    let mut server = janus_wire::server(security).map_err(broken)?;
+    let router = add(&mut server);
+    let until = shutdown.clone();
+    tokio::spawn(async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await });
+    Ok(address)
+}
+
+fn broken(error: impl std::fmt::Display) -> Failure {
+    Failure::Broken(error.to_string())
+}
+
+/// Bytes of KV memory: half of what is free, 1 GiB where that cannot be known.
+fn kv_budget() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.map_or(1 << 30, |kb| kb * 1024 / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    #[test]
+    fn every_layer_has_one_stage() {
+        for (layers, stages) in [(4, 1), (4, 4), (24, 5), (30, 7)] {
+            let ranges: Vec<_> = (0..stages).map(|i| share(layers, i, stages)).collect();
+            assert_eq!(ranges.iter().flat_map(|r| r.clone()).collect::<Vec<_>>(), (0..layers).collect::<Vec<_>>());
+            assert!(ranges.iter().all(|r| !r.is_empty()));
+        }
+    }
+}

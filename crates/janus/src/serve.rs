@@ -1,0 +1,93 @@
+//! `janus serve`: a cluster in one process, for clients on this machine or, if you say so, elsewhere.
+
+use std::net::ToSocketAddrs;
+use std::time::Duration;
+
+use janus_model::{Checkpoint, KvDtype};
+
+use crate::args::Serve;
+use crate::failure::{Failure, Outcome};
+use crate::local::{Local, Needs, Options};
+use crate::{checkpoint, output, session};
+
+/// How long running requests may take after a signal.
+const GRACE: Duration = Duration::from_secs(60);
+
+pub(crate) fn run(args: Serve) -> Outcome {
+    check_listen(&args.listen, args.insecure)?;
+    let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
+    let options = Options {
+        listen: args.listen,
+        model: args.here.model,
+        stages: args.here.stages,
+        threads: args.here.threads,
+        weights: None,
+        kv: KvDtype::F32,
+        needs: Needs::ALL,
+    };
+    session::runtime()?.block_on(async {
+        let mut signals = Signals::new()?;
+        let local = tokio::select! {
+            local = Local::start(checkpoint, options) => local?,
+            () = signals.any() => return Ok(()),
+        };
+        output::print_line(&format!("ready {}", local.address));
+        signals.any().await;
+        eprintln!("janus: finishing what runs; a second signal ends it at once");
+        tokio::select! {
+            () = local.stop(GRACE) => {}
+            () = signals.any() => {}
+        }
+        Ok(())
+    })
+}
+
+/// Anybody who reaches the port can use it, so anything but loopback must be meant.
+fn check_listen(listen: &str, insecure: bool) -> Outcome {
+    let addresses = listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
+    let open = addresses.into_iter().find(|a| !a.ip().is_loopback());
+    match open {
+        Some(address) if !insecure => Err(Failure::mistake(format!(
+            "--listen {listen}: {} is reachable from other machines and there is no encryption; say --insecure if the network is \
+             trusted, or listen on 127.0.0.1",
+            address.ip()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Outcome<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let wait = |kind| signal(kind).map_err(|e| Failure::Broken(format!("signals cannot be awaited: {e}")));
+        Ok(Signals { interrupt: wait(SignalKind::interrupt())?, terminate: wait(SignalKind::terminate())? })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_listen;
+
+    #[test]
+    fn only_loopback_is_open_by_default() {
+        assert!(check_listen("127.0.0.1:7070", false).is_ok());
+        assert!(check_listen("[::1]:7070", false).is_ok());
+        assert!(check_listen("0.0.0.0:7070", true).is_ok());
+        let refused = check_listen("0.0.0.0:7070", false).unwrap_err().to_string();
+        assert!(refused.contains("--insecure") && refused.contains("0.0.0.0"));
+        assert!(check_listen("nonsense", false).unwrap_err().to_string().contains("host:port"));
+    }
+}

@@ -1,0 +1,197 @@
+//! The seam between a stage and what it computes with: the real model, or an exact toy in tests.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use janus_kernels::{KvDtype, Pool, WeightFormat};
+use janus_model::llama::{Embeddings, Heads, LlamaRange, Span};
+use janus_model::{Checkpoint, ImageSampling, sampling::sample};
+use janus_wire::v1::{Input, Kind, Sampling, piece::Piece};
+
+use super::Features;
+
+/// One id to draw, at the last stage.
+#[derive(Debug, Clone)]
+pub struct SampleJob {
+    /// A pair has two rows, everything else one.
+    pub kind: Kind,
+    /// How.
+    pub sampling: Sampling,
+    /// The index of the id: the generator's counter.
+    pub index: u32,
+}
+
+/// Rows and KV memory of a layer range. A unit's branch `b` lives in row slot `2 * slot + b`.
+pub trait Compute: Send + 'static {
+    /// Width of a row.
+    fn hidden(&self) -> usize;
+    /// Layers held.
+    fn layers(&self) -> Range<usize>;
+    /// Layers of the whole model.
+    fn total_layers(&self) -> usize;
+    /// Reserves memory for `capacity` positions of a row slot.
+    fn open(&mut self, row_slot: usize, capacity: usize) -> Result<(), String>;
+    /// Frees a row slot.
+    fn close(&mut self, row_slot: usize);
+    /// Forgets positions from `length` on.
+    fn truncate(&mut self, row_slot: usize, length: usize) -> Result<(), String>;
+    /// First stage: appends the rows of one branch to `out`.
+    fn embed(&mut self, input: &Input, features: &Features, out: &mut Vec<f32>) -> Result<(), String>;
+    /// Runs the layers over the rows of all spans in place.
+    fn forward(&mut self, spans: &[Span], x: &mut [f32]) -> Result<(), String>;
+    /// Last stage: draws the id of every job from its hidden rows, which follow one another.
+    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32]) -> Vec<Result<u32, String>>;
+    /// Bytes of weights held.
+    fn weight_bytes(&self) -> usize;
+    /// Bytes of KV memory reserved.
+    fn kv_bytes(&self) -> usize;
+}
+
+/// The real model.
+pub struct ModelCompute {
+    pool: Arc<Pool>,
+    total_layers: usize,
+    hidden: usize,
+    llm: LlamaRange,
+    embeddings: Option<Embeddings>,
+    heads: Option<Heads>,
+}
+
+impl ModelCompute {
+    /// Loads layers `range` and, at either end, embeddings and heads. `slots` units can be open at once.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        pool: Arc<Pool>,
+        range: Range<usize>,
+        weights: WeightFormat,
+        kv: KvDtype,
+        slots: usize,
+    ) -> Result<Self, janus_model::Error> {
+        let total_layers = checkpoint.spec.llm.layers;
+        Ok(ModelCompute {
+            embeddings: (range.start == 0).then(|| Embeddings::load(checkpoint, weights)).transpose()?,
+            heads: (range.end == total_layers).then(|| Heads::load(checkpoint, weights)).transpose()?,
+            llm: LlamaRange::load(checkpoint, range, weights, kv, 2 * slots)?,
+            hidden: checkpoint.spec.llm.hidden,
+            total_layers,
+            pool,
+        })
+    }
+}
+
+impl Compute for ModelCompute {
+    fn hidden(&self) -> usize {
+        self.hidden
+    }
+
+    fn layers(&self) -> Range<usize> {
+        self.llm.layers()
+    }
+
+    fn total_layers(&self) -> usize {
+        self.total_layers
+    }
+
+    fn open(&mut self, row_slot: usize, capacity: usize) -> Result<(), String> {
+        self.llm.open(row_slot, capacity).map_err(|e| e.to_string())
+    }
+
+    fn close(&mut self, row_slot: usize) {
+        self.llm.close(row_slot);
+    }
+
+    fn truncate(&mut self, row_slot: usize, length: usize) -> Result<(), String> {
+        self.llm.truncate(row_slot, length).map_err(|e| e.to_string())
+    }
+
+    fn embed(&mut self, input: &Input, features: &Features, out: &mut Vec<f32>) -> Result<(), String> {
+        let Some(embeddings) = &self.embeddings else {
+            return Err("this stage holds no embeddings".to_owned());
+        };
+        for piece in &input.pieces {
+            match &piece.piece {
+                Some(Piece::Text(ids)) => out.extend(embeddings.text(&ids.ids).map_err(|e| e.to_string())?),
+                Some(Piece::Image(ids)) => out.extend(embeddings.image(&self.pool, &ids.ids).map_err(|e| e.to_string())?),
+                Some(Piece::Features(span)) => {
+                    let rows = features.get(&span.handle).ok_or_else(|| super::core::FEATURES_MISSING.to_owned())?;
+                    let first = span.first as usize * self.hidden;
+                    let part = first
+                        .checked_add(span.count as usize * self.hidden)
+                        .and_then(|end| rows.get(first..end))
+                        .ok_or_else(|| format!("features have {} rows, fewer than were asked for", rows.len() / self.hidden))?;
+                    out.extend_from_slice(part);
+                }
+                None => return Err("an input piece says nothing".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, spans: &[Span], x: &mut [f32]) -> Result<(), String> {
+        self.llm.forward(&self.pool, spans, x).map_err(|e| e.to_string())
+    }
+
+    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32]) -> Vec<Result<u32, String>> {
+        let Some(heads) = &mut self.heads else {
+            return jobs.iter().map(|_| Err("this stage holds no heads".to_owned())).collect();
+        };
+        // All image rows go through the image head together, all text rows through the text head: each is read once.
+        let hidden = self.hidden;
+        let (mut image_rows, mut text_rows) = (Vec::new(), Vec::new());
+        let mut rest = rows;
+        for job in jobs {
+            let (mine, others) = rest.split_at(hidden * branches(job.kind));
+            rest = others;
+            let side = if job.kind == Kind::Text { &mut text_rows } else { &mut image_rows };
+            side.extend_from_slice(mine);
+        }
+        let logits = |rows: &[f32], logits: &[f32]| (logits.to_vec(), logits.len() / (rows.len() / hidden).max(1));
+        let (image, codes) = match image_rows.is_empty() {
+            true => (Vec::new(), 1),
+            false => logits(&image_rows, heads.image_logits(&self.pool, &image_rows)),
+        };
+        let (text, vocab) = match text_rows.is_empty() {
+            true => (Vec::new(), 1),
+            false => logits(&text_rows, heads.text_logits(&self.pool, &text_rows)),
+        };
+        let (mut image, mut text) = (image.chunks_exact(codes), text.chunks_exact(vocab));
+        let mut guided = Vec::new();
+        let mut draw = |job: &SampleJob| -> Option<Result<u32, String>> {
+            let drawn = match job.kind {
+                Kind::Text => sample(text.next()?, &parameters(&job.sampling), job.index.into()),
+                Kind::Pair => {
+                    let (cond, uncond) = (image.next()?, image.next()?);
+                    guided.resize(cond.len(), 0.0);
+                    janus_kernels::guidance(cond, uncond, job.sampling.cfg_weight, &mut guided);
+                    sample(&guided, &parameters(&job.sampling), job.index.into())
+                }
+                _ => sample(image.next()?, &parameters(&job.sampling), job.index.into()),
+            };
+            Some(drawn.map_err(|e| e.to_string()))
+        };
+        jobs.iter().map(|job| draw(job).unwrap_or_else(|| Err("its logits are missing".to_owned()))).collect()
+    }
+
+    fn weight_bytes(&self) -> usize {
+        let ends = self.embeddings.as_ref().map_or(0, Embeddings::bytes) + self.heads.as_ref().map_or(0, Heads::bytes);
+        ends + self.llm.bytes()
+    }
+
+    fn kv_bytes(&self) -> usize {
+        self.llm.cache_bytes()
+    }
+}
+
+/// Rows a unit has per position.
+pub fn branches(kind: Kind) -> usize {
+    if kind == Kind::Pair { 2 } else { 1 }
+}
+
+fn parameters(sampling: &Sampling) -> ImageSampling {
+    ImageSampling {
+        temperature: sampling.temperature,
+        top_k: (sampling.top_k > 0).then_some(sampling.top_k as usize),
+        top_p: (sampling.top_p < 1.0).then_some(sampling.top_p),
+        seed: sampling.seed,
+    }
+}

@@ -1,0 +1,341 @@
+//! What a frame does to a stage: slot operations, then units, each applied exactly in its place or refused.
+//!
+//! No I/O and no time: the service feeds it frames that passed the link's checks, tests feed it anything.
+
+use janus_model::llama::Span;
+use janus_wire::frame::{self, MAX_PREFILL};
+use janus_wire::v1::{FrameBody, Input, Kind, Mode, Sampling, SlotOp, StepResult, Unit, UnitResult, piece::Piece, slot_op::Op};
+
+use super::compute::{Compute, SampleJob, branches};
+use super::{Features, compute};
+
+/// The reason a coordinator reacts to by having the picture encoded again.
+pub const FEATURES_MISSING: &str = "the picture's features are not here";
+
+/// A slot of one unit of work.
+#[derive(Debug, Clone)]
+struct Slot {
+    generation: u32,
+    kind: Kind,
+    capacity: usize,
+    length: usize,
+    sampling: Sampling,
+    /// Set by an explicit truncate; only then may positions be replayed.
+    rebuilding: bool,
+}
+
+/// Counters of everything a stage has seen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counters {
+    /// Frames applied.
+    pub frames: u64,
+    /// Units refused.
+    pub refused_units: u64,
+    /// Slot operations refused.
+    pub refused_ops: u64,
+}
+
+/// What came of a frame.
+pub struct Applied {
+    /// For the next stage: the body without inputs, refused units marked.
+    pub body: FrameBody,
+    /// For the next stage: rows of all units that were applied.
+    pub rows: Vec<f32>,
+    /// For the coordinator, if this is the last stage.
+    pub result: Option<StepResult>,
+}
+
+/// A stage's slots and its model.
+pub struct StageCore<C> {
+    compute: C,
+    slots: Vec<Option<Slot>>,
+    /// The newest generation each slot has had.
+    newest: Vec<u32>,
+    counters: Counters,
+}
+
+impl<C: Compute> StageCore<C> {
+    /// A stage of `slots` free slots.
+    pub fn new(compute: C, slots: usize) -> Self {
+        StageCore { compute, slots: vec![None; slots], newest: vec![0; slots], counters: Counters::default() }
+    }
+
+    /// The model.
+    pub fn compute(&self) -> &C {
+        &self.compute
+    }
+
+    /// What was seen.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Slots in use.
+    pub fn open_slots(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Frees everything: a new epoch begins.
+    pub fn reset(&mut self) {
+        for slot in 0..self.slots.len() {
+            self.free(slot);
+        }
+        self.newest.fill(0);
+    }
+
+    fn first(&self) -> bool {
+        self.compute.layers().start == 0
+    }
+
+    fn last(&self) -> bool {
+        self.compute.layers().end == self.compute.total_layers()
+    }
+
+    /// Applies a frame.
+    ///
+    /// # Errors
+    /// If the activations do not belong to the units: then nothing was applied but the slot operations, and the link
+    /// must end.
+    pub fn apply(&mut self, mut body: FrameBody, activations: &[u8], features: &Features) -> Result<Applied, janus_wire::Error> {
+        for op in &body.slots {
+            if let Err(reason) = self.slot_op(op) {
+                self.counters.refused_ops += 1;
+                tracing::warn!(slot = op.slot, generation = op.generation, reason, "slot operation refused");
+            }
+        }
+
+        // Rows of the units that earlier stages applied, in their order.
+        let hidden = self.compute.hidden();
+        let mut incoming = Vec::new();
+        frame::read_rows(activations, &mut incoming)?;
+        let width = |unit: &Unit| unit.positions as usize * branches(unit.kind()) * hidden;
+        let expected: usize = match self.first() {
+            true => 0,
+            false => body.units.iter().filter(|u| u.refused.is_empty()).map(width).sum(),
+        };
+        if incoming.len() != expected {
+            let found = incoming.len();
+            return Err(janus_wire::Error::Frame(format!("{found} numbers of activations came, but its units have {expected}")));
+        }
+
+        let mut rows = Vec::with_capacity(expected);
+        let mut spans = Vec::new();
+        let mut taken = 0;
+        for i in 0..body.units.len() {
+            let came = taken..taken + if self.first() { 0 } else { width(&body.units[i]) };
+            if !body.units[i].refused.is_empty() {
+                continue;
+            }
+            taken = came.end;
+            let before = rows.len();
+            let doubled = body.units[..i].iter().any(|u| u.slot == body.units[i].slot && u.refused.is_empty());
+            let checked = self.check(&body.units[i], doubled).and_then(|()| self.rows_of(&body.units[i], &incoming[came], features, &mut rows));
+            match checked {
+                Ok(()) => self.plan(&body.units[i], &mut spans),
+                Err(reason) => {
+                    rows.truncate(before);
+                    self.refuse(&mut body.units[i], reason);
+                }
+            }
+        }
+
+        if !spans.is_empty()
+            && let Err(reason) = self.compute.forward(&spans, &mut rows)
+        {
+            // Where the model stopped is unknown, so the slots of this frame are not usable any more.
+            for unit in body.units.iter_mut().filter(|u| u.refused.is_empty()) {
+                self.free(unit.slot as usize);
+                self.refuse(unit, reason.clone());
+            }
+            rows.clear();
+        }
+        for unit in body.units.iter_mut().filter(|u| u.refused.is_empty()) {
+            unit.inputs.clear();
+            if let Some(slot) = &mut self.slots[unit.slot as usize] {
+                slot.length += unit.positions as usize;
+                slot.rebuilding &= unit.mode() == Mode::Replay;
+            }
+        }
+        self.counters.frames += 1;
+        let result = self.last().then(|| self.results(&body, &rows));
+        Ok(Applied { body, rows, result })
+    }
+
+    fn slot_op(&mut self, op: &SlotOp) -> Result<(), String> {
+        let index = op.slot as usize;
+        let count = self.slots.len();
+        let place = self.slots.get(index).ok_or_else(|| format!("there are {count} slots"))?;
+        match &op.op {
+            Some(Op::Open(open)) => {
+                if place.is_some() {
+                    return Err("it is in use".to_owned());
+                }
+                if op.generation <= self.newest[index] {
+                    return Err(format!("generation {} was here already", self.newest[index]));
+                }
+                let kind = open.kind();
+                if kind == Kind::Unspecified {
+                    return Err("its kind is unknown".to_owned());
+                }
+                let capacity = open.capacity as usize;
+                for branch in 0..branches(kind) {
+                    if let Err(reason) = self.compute.open(2 * index + branch, capacity) {
+                        (0..branch).for_each(|b| self.compute.close(2 * index + b));
+                        return Err(reason);
+                    }
+                }
+                self.newest[index] = op.generation;
+                let sampling = open.sampling.unwrap_or_default();
+                let slot = Slot { generation: op.generation, kind, capacity, length: 0, sampling, rebuilding: false };
+                self.slots[index] = Some(slot);
+                Ok(())
+            }
+            Some(Op::Truncate(length)) => {
+                let slot = self.slots[index].as_mut().filter(|s| s.generation == op.generation);
+                let slot = slot.ok_or("it is not open in this generation")?;
+                let length = *length as usize;
+                if length > slot.length {
+                    return Err(format!("it holds {} positions, fewer than {length}", slot.length));
+                }
+                let kind = slot.kind;
+                slot.length = length;
+                slot.rebuilding = true;
+                (0..branches(kind)).try_for_each(|b| self.compute.truncate(2 * index + b, length))
+            }
+            Some(Op::Close(_)) => {
+                if place.as_ref().is_some_and(|slot| slot.generation == op.generation) {
+                    self.free(index);
+                }
+                Ok(())
+            }
+            None => Err("the operation is unknown".to_owned()),
+        }
+    }
+
+    fn free(&mut self, index: usize) {
+        if self.slots.get_mut(index).and_then(Option::take).is_some() {
+            self.compute.close(2 * index);
+            self.compute.close(2 * index + 1);
+        }
+    }
+
+    /// Whether the unit fits its slot exactly.
+    fn check(&self, unit: &Unit, doubled: bool) -> Result<(), String> {
+        let slot = self.slots.get(unit.slot as usize).and_then(Option::as_ref).ok_or("its slot is not open")?;
+        if slot.generation != unit.generation {
+            return Err(format!("its generation is {}, the slot's is {}", unit.generation, slot.generation));
+        }
+        if unit.kind() != slot.kind {
+            return Err(format!("it is {:?}, the slot was opened for {:?}", unit.kind(), slot.kind));
+        }
+        if doubled {
+            return Err("its slot is twice in one frame".to_owned());
+        }
+        if unit.start as usize != slot.length {
+            return Err(format!("it starts at {}, the slot holds {} positions", unit.start, slot.length));
+        }
+        let most = match unit.mode() {
+            Mode::Decode => 1,
+            Mode::Prefill => MAX_PREFILL,
+            Mode::Replay if slot.rebuilding => MAX_PREFILL,
+            Mode::Replay => return Err("it replays without a truncate before it".to_owned()),
+            Mode::Unspecified => return Err("its mode is unknown".to_owned()),
+        };
+        let positions = unit.positions as usize;
+        if positions == 0 || positions > most {
+            return Err(format!("it has {positions} positions; {:?} takes 1 to {most}", unit.mode()));
+        }
+        if slot.length + positions > slot.capacity {
+            return Err(format!("the slot has room for {} positions", slot.capacity));
+        }
+        let wanted = if self.first() { branches(slot.kind) } else { 0 };
+        if unit.inputs.len() != wanted {
+            return Err(format!("it has {} branches of input, {:?} takes {wanted} here", unit.inputs.len(), slot.kind));
+        }
+        match unit.inputs.iter().find(|input| length(input) != positions) {
+            Some(input) => Err(format!("a branch has {} positions, the unit {positions}", length(input))),
+            None => Ok(()),
+        }
+    }
+
+    fn rows_of(&mut self, unit: &Unit, came: &[f32], features: &Features, rows: &mut Vec<f32>) -> Result<(), String> {
+        if !self.first() {
+            rows.extend_from_slice(came);
+            return Ok(());
+        }
+        unit.inputs.iter().try_for_each(|input| self.compute.embed(input, features, rows))
+    }
+
+    fn plan(&self, unit: &Unit, spans: &mut Vec<Span>) {
+        for branch in 0..branches(unit.kind()) {
+            spans.push(Span { slot: 2 * unit.slot as usize + branch, start: unit.start as usize, rows: unit.positions as usize });
+        }
+    }
+
+    fn refuse(&mut self, unit: &mut Unit, reason: String) {
+        self.counters.refused_units += 1;
+        tracing::warn!(slot = unit.slot, generation = unit.generation, reason, "unit refused");
+        unit.inputs.clear();
+        unit.refused = reason;
+    }
+
+    /// Draws the ids that were asked for and says where every unit stands.
+    fn results(&mut self, body: &FrameBody, rows: &[f32]) -> StepResult {
+        let hidden = self.compute.hidden();
+        let (mut jobs, mut ends) = (Vec::new(), Vec::new());
+        let mut at = 0;
+        for unit in body.units.iter().filter(|u| u.refused.is_empty()) {
+            let positions = unit.positions as usize;
+            for branch in 0..branches(unit.kind()) {
+                let end = at + (branch + 1) * positions * hidden;
+                if unit.sample.is_some() {
+                    ends.extend_from_slice(&rows[end - hidden..end]);
+                }
+            }
+            at += branches(unit.kind()) * positions * hidden;
+            if let (Some(index), Some(slot)) = (unit.sample, &self.slots[unit.slot as usize]) {
+                jobs.push(SampleJob { kind: slot.kind, sampling: slot.sampling, index });
+            }
+        }
+        let mut drawn = match jobs.is_empty() {
+            true => Vec::new(),
+            false => compute::Compute::sample(&mut self.compute, &jobs, &ends),
+        }
+        .into_iter();
+        let units = body.units.iter().map(|unit| {
+            let length = self.slots.get(unit.slot as usize).and_then(Option::as_ref).map_or(0, |s| s.length as u32);
+            let mut result = UnitResult {
+                slot: unit.slot,
+                generation: unit.generation,
+                length,
+                id: None,
+                refused: unit.refused.clone(),
+            };
+            if unit.refused.is_empty() && unit.sample.is_some() {
+                match drawn.next() {
+                    Some(Ok(id)) => result.id = Some(id),
+                    Some(Err(reason)) => result.refused = reason,
+                    None => result.refused = "nothing was drawn for it".to_owned(),
+                }
+            }
+            result
+        });
+        StepResult {
+            pipeline: body.pipeline,
+            epoch: body.epoch,
+            sequence: 0,
+            microbatch: body.microbatch,
+            units: units.collect(),
+        }
+    }
+}
+
+/// Positions of an input.
+fn length(input: &Input) -> usize {
+    let piece = |piece: &janus_wire::v1::Piece| match &piece.piece {
+        Some(Piece::Text(ids) | Piece::Image(ids)) => ids.ids.len(),
+        Some(Piece::Features(span)) => span.count as usize,
+        None => 0,
+    };
+    input.pieces.iter().map(piece).sum()
+}

@@ -1,0 +1,358 @@
+//! The gRPC side of a stage: its place in a pipeline, the link that brings frames, and the link or the result stream
+//! that takes them on.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use janus_wire::v1::stage_client::StageClient;
+use janus_wire::v1::stage_server::{Stage, StageServer};
+use janus_wire::v1::{self, Frame, Hello, LinkAnswer, LinkMessage, ResultMessage, Role, StepResult, link_message, result_message};
+use janus_wire::{Identity, MAX_NODE_MESSAGE, Security, frame};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Applied, Compute, Features, StageCore};
+use crate::{ComputeThread, Error};
+
+/// Frames or results that wait for a neighbour to take them; the sender then waits too.
+const QUEUE: usize = 4;
+
+/// Where a frame goes when this stage is done with it.
+#[derive(Clone)]
+enum Output {
+    Next(mpsc::Sender<LinkMessage>),
+    Results(mpsc::Sender<StepResult>),
+}
+
+/// A stage's place in one epoch of one pipeline.
+struct Place {
+    pipeline: u64,
+    epoch: u64,
+    output: Output,
+    /// Until the coordinator takes it.
+    results: Option<mpsc::Receiver<StepResult>>,
+    /// Whether the previous node is connected.
+    linked: bool,
+    /// Ends every stream of this place: a neighbour is lost, or a newer epoch has begun.
+    over: CancellationToken,
+}
+
+struct Shared<C> {
+    identity: Identity,
+    security: Security,
+    thread: ComputeThread<StageCore<C>>,
+    features: Arc<Features>,
+    layers: std::ops::Range<usize>,
+    total_layers: usize,
+    hidden: usize,
+    place: Mutex<Option<Place>>,
+    /// One reconfiguration at a time.
+    configuring: tokio::sync::Mutex<()>,
+    refused_frames: AtomicU64,
+    shutdown: CancellationToken,
+}
+
+/// The service of one stage.
+pub struct StageService<C>(Arc<Shared<C>>);
+
+impl<C> Clone for StageService<C> {
+    fn clone(&self) -> Self {
+        StageService(self.0.clone())
+    }
+}
+
+impl<C: Compute> StageService<C> {
+    /// A stage that computes with `compute`, for `slots` units at once and `feature_bytes` of encoder features.
+    /// `shutdown` ends its streams.
+    ///
+    /// # Errors
+    /// If no thread can be had.
+    pub fn start(
+        identity: Identity,
+        security: Security,
+        compute: C,
+        slots: usize,
+        feature_bytes: usize,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Error> {
+        let (layers, total_layers, hidden) = (compute.layers(), compute.total_layers(), compute.hidden());
+        let thread = ComputeThread::start(&format!("stage-{}-{}", layers.start, layers.end), QUEUE, StageCore::new(compute, slots))?;
+        Ok(StageService(Arc::new(Shared {
+            identity,
+            security,
+            thread,
+            features: Arc::new(Features::new(feature_bytes)),
+            layers,
+            total_layers,
+            hidden,
+            place: Mutex::new(None),
+            configuring: tokio::sync::Mutex::new(()),
+            refused_frames: AtomicU64::new(0),
+            shutdown,
+        })))
+    }
+
+    /// As a tonic service.
+    pub fn server(self) -> StageServer<Self> {
+        StageServer::new(self).max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE)
+    }
+}
+
+impl<C: Compute> Shared<C> {
+    fn place(&self) -> MutexGuard<'_, Option<Place>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hello(&self, pipeline: u64, epoch: u64) -> Hello {
+        self.identity.hello(Role::Stage, pipeline, epoch, self.layers.clone())
+    }
+
+    /// The peer must agree on everything and mean the layers we hold.
+    fn check(&self, hello: Option<&Hello>) -> Result<(), Error> {
+        self.identity.check(hello)?;
+        let asked = hello.map_or(0..0, |h| h.first_layer as usize..h.end_layer as usize);
+        match asked == self.layers {
+            true => Ok(()),
+            false => Err(Error::Layers { held: self.layers.clone(), asked }),
+        }
+    }
+
+    /// Connects to the next stage and watches the link.
+    async fn connect_next(&self, request: &v1::ConfigureRequest, hello: &Hello, over: &CancellationToken) -> Result<Output, Error> {
+        let channel = janus_wire::connect(&request.next, &self.security).await?;
+        let mut client = StageClient::new(channel).max_decoding_message_size(MAX_NODE_MESSAGE);
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let layers = request.next_first_layer as usize..request.next_end_layer as usize;
+        let ours = self.identity.hello(Role::Stage, hello.pipeline, hello.epoch, layers);
+        let first = LinkMessage { message: Some(link_message::Message::Hello(ours)) };
+        sender.try_send(first).map_err(|_| Error::NotReady("the link is full before it began".to_owned()))?;
+        let refused = |status: Status| Error::NotReady(format!("{}: {}", request.next, status.message()));
+        let mut answers = client.link(ReceiverStream::new(receiver)).await.map_err(refused)?.into_inner();
+        let answer = answers.message().await.map_err(refused)?.and_then(|answer| answer.hello);
+        self.identity.check(answer.as_ref())?;
+        let (watch, next) = (over.clone(), request.next.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                end = answers.message() => tracing::info!(next, ?end, "link to the next stage ended"),
+                () = watch.cancelled() => {}
+            }
+            watch.cancel();
+        });
+        Ok(Output::Next(sender))
+    }
+
+    /// Checks that a frame is the next one of its link.
+    fn open_frame(&self, frame: &Frame, pipeline: u64, epoch: u64, sequence: u64) -> Result<v1::FrameBody, janus_wire::Error> {
+        let body = frame::open(frame)?;
+        for (what, found, wanted) in
+            [("pipeline", body.pipeline, pipeline), ("epoch", body.epoch, epoch), ("sequence number", body.sequence, sequence)]
+        {
+            if found != wanted {
+                return Err(janus_wire::Error::Frame(format!("its {what} is {found}, expected {wanted}")));
+            }
+        }
+        Ok(body)
+    }
+
+    /// Takes frames from the previous node until either side ends or a frame is not the next one.
+    async fn run_link(
+        &self,
+        mut incoming: Streaming<LinkMessage>,
+        (pipeline, epoch): (u64, u64),
+        output: Output,
+        over: &CancellationToken,
+    ) -> Result<(), Error> {
+        let mut sequence = 0;
+        loop {
+            let message = tokio::select! {
+                message = incoming.message() => message,
+                () = over.cancelled() => return Err(Error::NotReady("the pipeline's epoch is over or the next stage is lost".to_owned())),
+                () = self.shutdown.cancelled() => return Err(Error::NotReady("this stage is shutting down".to_owned())),
+            };
+            let frame = match message {
+                Ok(Some(LinkMessage { message: Some(link_message::Message::Frame(frame)) })) => frame,
+                Ok(Some(_)) => return Err(Error::Invalid("a second hello, or a message that says nothing".to_owned())),
+                Ok(None) | Err(_) => return Ok(()),
+            };
+            let body = self.open_frame(&frame, pipeline, epoch, sequence).inspect_err(|_| {
+                self.refused_frames.fetch_add(1, Ordering::Relaxed);
+            })?;
+            let features = self.features.clone();
+            let applied = self.thread.call(move |core| core.apply(body, &frame.activations, &features)).await?;
+            let applied = applied.inspect_err(|_| {
+                self.refused_frames.fetch_add(1, Ordering::Relaxed);
+            })?;
+            send_on(applied, sequence, &output).await?;
+            sequence += 1;
+        }
+    }
+}
+
+async fn send_on(applied: Applied, sequence: u64, output: &Output) -> Result<(), Error> {
+    let Applied { mut body, rows, result } = applied;
+    let lost = || Error::NotReady("nobody takes what this stage computed".to_owned());
+    match (output, result) {
+        (Output::Next(next), _) => {
+            body.sequence = sequence;
+            let frame = frame::seal(&body, frame::to_bytes(&rows));
+            next.send(LinkMessage { message: Some(link_message::Message::Frame(frame)) }).await.map_err(|_| lost())
+        }
+        (Output::Results(results), Some(mut result)) => {
+            result.sequence = sequence;
+            results.send(result).await.map_err(|_| lost())
+        }
+        (Output::Results(_), None) => Err(Error::NotReady("this stage was made the last one, but holds no heads".to_owned())),
+    }
+}
+
+#[tonic::async_trait]
+impl<C: Compute> Stage for StageService<C> {
+    type LinkStream = ReceiverStream<Result<LinkAnswer, Status>>;
+    type ResultsStream = ReceiverStream<Result<ResultMessage, Status>>;
+
+    async fn configure(&self, request: Request<v1::ConfigureRequest>) -> Result<Response<v1::ConfigureResponse>, Status> {
+        let shared = &self.0;
+        let request = request.into_inner();
+        shared.check(request.hello.as_ref())?;
+        let hello = request.hello.clone().unwrap_or_default();
+        let last = shared.layers.end == shared.total_layers;
+        if request.next.is_empty() != last {
+            let layers = &shared.layers;
+            return Err(Error::Invalid(format!("layers {layers:?} of {} need {} next stage", shared.total_layers, if last { "no" } else { "a" })).into());
+        }
+        let _turn = shared.configuring.lock().await;
+        if let Some(place) = shared.place().as_ref() {
+            if hello.epoch <= place.epoch {
+                return Err(Error::OldEpoch { pipeline: hello.pipeline, asked: hello.epoch, current: place.epoch }.into());
+            }
+            place.over.cancel();
+        }
+        shared.thread.call(StageCore::reset).await?;
+        let over = CancellationToken::new();
+        let (output, results) = if last {
+            let (sender, receiver) = mpsc::channel(QUEUE);
+            (Output::Results(sender), Some(receiver))
+        } else {
+            (shared.connect_next(&request, &hello, &over).await?, None)
+        };
+        let (pipeline, epoch) = (hello.pipeline, hello.epoch);
+        *shared.place() = Some(Place { pipeline, epoch, output, results, linked: false, over });
+        Ok(Response::new(v1::ConfigureResponse { hello: Some(shared.hello(pipeline, epoch)) }))
+    }
+
+    async fn link(&self, request: Request<Streaming<LinkMessage>>) -> Result<Response<Self::LinkStream>, Status> {
+        let shared = self.0.clone();
+        let mut incoming = request.into_inner();
+        let first = incoming.message().await?.and_then(|m| m.message);
+        let Some(link_message::Message::Hello(hello)) = first else {
+            return Err(Error::Invalid("a link begins with a hello".to_owned()).into());
+        };
+        shared.check(Some(&hello))?;
+        let (output, over) = {
+            let mut place = shared.place();
+            let place = place.as_mut().ok_or_else(|| Error::NotReady("this stage has no place in a pipeline yet".to_owned()))?;
+            if (hello.pipeline, hello.epoch) != (place.pipeline, place.epoch) {
+                return Err(Error::OldEpoch { pipeline: hello.pipeline, asked: hello.epoch, current: place.epoch }.into());
+            }
+            if std::mem::replace(&mut place.linked, true) {
+                return Err(Error::NotReady("this epoch's link is taken".to_owned()).into());
+            }
+            (place.output.clone(), place.over.clone())
+        };
+        let (answers, stream) = mpsc::channel(1);
+        let answer = LinkAnswer { hello: Some(shared.hello(hello.pipeline, hello.epoch)) };
+        answers.try_send(Ok(answer)).map_err(|_| Status::internal("the answer cannot be queued"))?;
+        tokio::spawn(async move {
+            let end = shared.run_link(incoming, (hello.pipeline, hello.epoch), output, &over).await;
+            // Whatever ended it, the pipeline is broken here: let both neighbours know.
+            over.cancel();
+            if let Err(error) = end {
+                tracing::warn!(%error, "link ended");
+                let _ = answers.send(Err(error.into())).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn results(&self, request: Request<Hello>) -> Result<Response<Self::ResultsStream>, Status> {
+        let shared = self.0.clone();
+        let hello = request.into_inner();
+        shared.check(Some(&hello))?;
+        let (mut results, over) = {
+            let mut place = shared.place();
+            let place = place.as_mut().ok_or_else(|| Error::NotReady("this stage has no place in a pipeline yet".to_owned()))?;
+            if (hello.pipeline, hello.epoch) != (place.pipeline, place.epoch) {
+                return Err(Error::OldEpoch { pipeline: hello.pipeline, asked: hello.epoch, current: place.epoch }.into());
+            }
+            let results = place.results.take();
+            let taken = || Error::NotReady("this stage has no results to give, or they are taken".to_owned());
+            (results.ok_or_else(taken)?, place.over.clone())
+        };
+        let (sender, stream) = mpsc::channel(QUEUE);
+        let answer = ResultMessage { message: Some(result_message::Message::Hello(shared.hello(hello.pipeline, hello.epoch))) };
+        sender.try_send(Ok(answer)).map_err(|_| Status::internal("the answer cannot be queued"))?;
+        tokio::spawn(async move {
+            loop {
+                let result = tokio::select! {
+                    biased;
+                    result = results.recv() => result,
+                    () = over.cancelled() => None,
+                    () = shared.shutdown.cancelled() => None,
+                    () = sender.closed() => None,
+                };
+                let Some(result) = result else { break };
+                let message = ResultMessage { message: Some(result_message::Message::Result(result)) };
+                if sender.send(Ok(message)).await.is_err() {
+                    break;
+                }
+            }
+            over.cancel();
+            let _ = sender.send(Err(Status::unavailable("the pipeline's epoch is over or a stage is lost"))).await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn put_features(&self, request: Request<v1::PutFeaturesRequest>) -> Result<Response<v1::PutFeaturesResponse>, Status> {
+        let shared = &self.0;
+        let request = request.into_inner();
+        shared.check(request.hello.as_ref())?;
+        if shared.layers.start != 0 {
+            return Err(Error::Invalid("features go to the first stage".to_owned()).into());
+        }
+        let mut rows = Vec::with_capacity(request.features.len() / 4);
+        frame::read_rows(&request.features, &mut rows).map_err(Error::from)?;
+        let expected = request.rows as usize * shared.hidden;
+        if rows.len() != expected || rows.is_empty() || request.handle.is_empty() {
+            return Err(Error::Invalid(format!("{} numbers are not {} rows of {}", rows.len(), request.rows, shared.hidden)).into());
+        }
+        if rows.iter().any(|x| !x.is_finite()) {
+            return Err(Error::Invalid("a feature is not a finite number".to_owned()).into());
+        }
+        shared.features.put(&request.handle, rows);
+        Ok(Response::new(v1::PutFeaturesResponse {}))
+    }
+
+    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeResponse>, Status> {
+        let shared = &self.0;
+        let (pipeline, epoch) = shared.place().as_ref().map_or((0, 0), |p| (p.pipeline, p.epoch));
+        let seen = shared.thread.call(|core| {
+            let compute = core.compute();
+            (core.counters(), core.open_slots(), compute.weight_bytes(), compute.kv_bytes())
+        });
+        let (counters, open_slots, weight_bytes, kv_bytes) = seen.await?;
+        Ok(Response::new(v1::DescribeResponse {
+            hello: Some(shared.hello(pipeline, epoch)),
+            first_layer: shared.layers.start as u32,
+            end_layer: shared.layers.end as u32,
+            weight_bytes: weight_bytes as u64,
+            kv_bytes: kv_bytes as u64,
+            open_slots: open_slots as u32,
+            feature_entries: shared.features.len() as u32,
+            frames: counters.frames,
+            refused_frames: shared.refused_frames.load(Ordering::Relaxed),
+            refused_units: counters.refused_units + counters.refused_ops,
+        }))
+    }
+}
