@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
 const MAX_COUNT: usize = 1024;
@@ -31,6 +31,8 @@ pub(crate) enum Verb {
     Inspect(Inspect),
     /// Serve a model over gRPC
     Serve(Serve),
+    /// Measure how fast this machine computes, phase by phase, against its own limits
+    Bench(Bench),
     /// Measure how well a model paints and answers
     Eval(Eval),
 }
@@ -171,6 +173,107 @@ pub(crate) struct Inspect {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// Which model's sizes to compute with, on random weights
+    #[arg(long, value_enum, default_value = "janus-pro-1b")]
+    pub(crate) arch: Arch,
+    /// Compute with this checkpoint instead
+    #[arg(long, value_name = "DIR", conflicts_with = "arch")]
+    pub(crate) model: Option<String>,
+    /// Weight format of the language model [default: as stored]
+    #[arg(long, value_enum)]
+    pub(crate) weights: Option<Weights>,
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub(crate) kv: Kv,
+    /// Rows of a step; a guided picture has two
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', default_value = "2,8,16", value_parser = positive)]
+    pub(crate) rows: Vec<usize>,
+    /// Phases to measure [default: all]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) phase: Vec<Phase>,
+    /// Ranges of layers to go through
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub(crate) stages: usize,
+    /// Threads to compute with [default: the cores this process may use]
+    #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
+    pub(crate) threads: Option<usize>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Published sizes, and the model inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arch {
+    #[value(name = "janus-1.3b")]
+    Janus1_3b,
+    #[value(name = "janus-pro-1b")]
+    JanusPro1b,
+    #[value(name = "janus-pro-7b")]
+    JanusPro7b,
+    Shapes,
+}
+
+impl Arch {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Arch::Janus1_3b => "janus-1.3b",
+            Arch::JanusPro1b => "janus-pro-1b",
+            Arch::JanusPro7b => "janus-pro-7b",
+            Arch::Shapes => "shapes",
+        }
+    }
+}
+
+/// Weight formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Weights {
+    Bf16,
+    Q8,
+    Q4,
+    F32,
+}
+
+impl From<Weights> for janus_model::WeightFormat {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::Bf16 => Self::Bf16,
+            Weights::Q8 => Self::Q8,
+            Weights::Q4 => Self::Q4,
+            Weights::F32 => Self::F32,
+        }
+    }
+}
+
+/// Element types of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kv {
+    Bf16,
+    F32,
+}
+
+impl From<Kv> for janus_model::KvDtype {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::Bf16 => Self::Bf16,
+            Kv::F32 => Self::F32,
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    LlmStep,
+    Prefill,
+    Siglip,
+    VqDecode,
+    Sample,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@
 
 mod args;
 mod ask;
+mod bench;
 mod checkpoint;
 mod eval;
 mod failure;
@@ -17,6 +18,7 @@ mod session;
 mod terminal;
 mod tokens;
 
+use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -47,7 +49,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
-    log();
+    // A verb that ends says itself how; only a server has a story to tell on the way.
+    log(if matches!(cli.verb, Verb::Serve(_)) { "warn" } else { "error" });
     match cli.verb {
         Verb::Generate(args) => generate::run(args),
         Verb::Ask(args) => ask::run(args),
@@ -55,6 +58,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Detokenize(args) => tokens::detokenize(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Serve(args) => serve::run(args),
+        Verb::Bench(args) => bench::run(args),
         Verb::Eval(args) => eval::run(args),
     }
 }
@@ -65,9 +69,10 @@ fn remember(panic: &PanicHookInfo<'_>) {
     *PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = format!("{place}: {text}");
 }
 
-/// What happens inside goes to stderr: warnings, or what JANUS_LOG asks for (`info`, `janus_worker=debug`...).
-fn log() {
+/// What happens inside goes to stderr: from `level` on, or what JANUS_LOG asks for (`info`, `janus_worker=debug`...).
+fn log(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("JANUS_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).with_target(false).init();
 }

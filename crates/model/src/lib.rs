@@ -17,7 +17,7 @@ pub mod weights;
 
 pub use error::{Error, Result};
 pub use sampling::ImageSampling;
-pub use janus_kernels::{KvDtype, Pool, WeightFormat, default_threads};
+pub use janus_kernels::{KvDtype, Pool, WeightFormat, default_threads, guidance, measure};
 pub use weights::{Checkpoint, Digest};
 
 use sha2::Digest as _;

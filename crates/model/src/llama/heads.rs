@@ -40,6 +40,11 @@ impl Heads {
         4 * self.norm.len() + self.text.bytes() + self.image_in.bytes() + self.image_out.bytes()
     }
 
+    /// Bytes of weights that one pass over the image head reads.
+    pub fn image_bytes(&self) -> usize {
+        self.image_in.bytes() + self.image_out.bytes()
+    }
+
     /// Hidden rows after the final norm, `[rows, hidden]`.
     pub fn normed(&mut self, x: &[f32]) -> &[f32] {
         self.normed.resize(x.len(), 0.0);

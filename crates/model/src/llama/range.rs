@@ -131,6 +131,19 @@ impl LlamaRange {
         Ok(self.cache.truncate(slot, length)?)
     }
 
+    /// Fills a slot up to `length` positions with arbitrary keys and values: for measuring a step at some context without
+    /// computing the context.
+    pub fn pretend(&mut self, slot: SlotId, length: usize) -> Result<()> {
+        let width = self.spec.kv_heads * self.spec.head_dim;
+        let values: Vec<f32> = (0..width).map(|i| (i % 13) as f32 / 13.0 - 0.5).collect();
+        for layer in 0..self.layers.len() {
+            for position in 0..length {
+                self.cache.append(layer, slot, position, &values, &values)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Positions a slot holds; 0 for a free one.
     pub fn length(&self, slot: SlotId) -> usize {
         self.cache.len(slot)

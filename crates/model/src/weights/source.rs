@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use candle_core::pickle::PthTensors;
 use janus_spec::Files;
 
-use super::{header, pickle};
+use super::{TensorDecl, header, pickle, random};
 use crate::error::{Error, Result};
 
 /// Longest header we read: candle's and safetensors' own limit.
@@ -53,6 +53,8 @@ enum Body {
     File(File),
     Memory(&'static [u8]),
     Pickle(PthTensors),
+    /// Filled from this seed.
+    Random(u64),
 }
 
 struct WeightFile {
@@ -120,7 +122,15 @@ impl Source {
                 let bytes = tensor_bytes(&tensor).map_err(|e| fail(e.to_string()))?;
                 Ok(bytes[skip..skip + length].to_vec())
             }
+            Body::Random(seed) => Ok(random::bytes(name, &entry.shape, *seed, start, count)),
         }
+    }
+
+    /// The tensors of an architecture, filled from a seed, as bf16.
+    pub(crate) fn random(tensors: Vec<TensorDecl>, seed: u64) -> Self {
+        let entry = |t: TensorDecl| (t.name, Entry { dtype: Ok(Dtype::Bf16), shape: t.shape, file: 0, offset: 0 });
+        let files = vec![WeightFile { name: "random weights".to_owned(), body: Body::Random(seed) }];
+        Source { files, entries: tensors.into_iter().map(entry).collect() }
     }
 
     fn add_safetensors(&mut self, files: &Files, name: &str) -> Result<()> {
@@ -144,7 +154,7 @@ impl Source {
                 Body::File(file) => {
                     file.read_exact_at(&mut bytes, offset).map_err(|e| fail(format!("header cannot be read: {e}")))?;
                 }
-                Body::Pickle(_) => return Err(fail("is not a safetensors file".to_owned())),
+                Body::Pickle(_) | Body::Random(_) => return Err(fail("is not a safetensors file".to_owned())),
             }
             Ok(bytes)
         };
