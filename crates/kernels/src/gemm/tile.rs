@@ -1,0 +1,238 @@
+//! The inner loop: `R` rows times up to 32 outputs, accumulators in registers, one step of `k` at a time.
+
+use crate::packed::PANEL;
+use crate::simd::Lanes;
+
+/// How one step (32 outputs at one `k`) is stored.
+pub(crate) trait Step {
+    /// Bytes from one step to the next.
+    const BYTES: usize;
+    /// Vectors `pair` and `pair + 16 / N` of the step at `step`.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; `step` is valid for `BYTES`.
+    unsafe fn pair<L: Lanes>(step: *const u8, pair: usize) -> (L, L);
+}
+
+/// 32 floats.
+pub(crate) struct F32Step;
+/// 16 u32 of two bf16.
+pub(crate) struct Bf16Step;
+
+impl Step for F32Step {
+    const BYTES: usize = 4 * PANEL;
+    #[inline(always)]
+    unsafe fn pair<L: Lanes>(step: *const u8, pair: usize) -> (L, L) {
+        let step = step.cast::<f32>();
+        // SAFETY: both vectors lie inside the step.
+        unsafe { (L::load(step.add(pair * L::N)), L::load(step.add(pair * L::N + PANEL / 2))) }
+    }
+}
+
+impl Step for Bf16Step {
+    const BYTES: usize = 2 * PANEL;
+    #[inline(always)]
+    unsafe fn pair<L: Lanes>(step: *const u8, pair: usize) -> (L, L) {
+        // SAFETY: the 2 N halves lie inside the step.
+        unsafe { L::bf16_pair(step.cast::<u16>().add(pair * 2 * L::N)) }
+    }
+}
+
+/// What a tile reads and writes. Row `r` of `x` is at `x + r * x_row`, one float per step; in packed tiles the `R`
+/// values of a step lie side by side. `out` rows lie `out_row` apart and have 32 lanes.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    pub(crate) x: *const f32,
+    pub(crate) x_row: usize,
+    pub(crate) w: *const u8,
+    pub(crate) k: usize,
+    pub(crate) out: *mut f32,
+    pub(crate) out_row: usize,
+    /// Continue the chains in `out` rather than start at 0.
+    pub(crate) resume: bool,
+    /// 32 values added after the last step, or null.
+    pub(crate) bias: *const f32,
+    /// Rows like `out`, added after the bias, or null.
+    pub(crate) residual: *const f32,
+    /// Where to prefetch from while computing; need not be valid.
+    pub(crate) fetch: *const u8,
+    /// Bytes `fetch` moves on at each step.
+    pub(crate) fetch_step: usize,
+}
+
+/// Stand-in for a tile whose panel is cut by the number of outputs: 32 whole lanes here, `lanes` of them copied back.
+pub(crate) struct Cut {
+    out: [f32; MOST * PANEL],
+    residual: [f32; MOST * PANEL],
+    bias: [f32; PANEL],
+    lanes: usize,
+}
+
+impl Cut {
+    pub(crate) fn new(lanes: usize) -> Self {
+        Self { out: [0.0; MOST * PANEL], residual: [0.0; MOST * PANEL], bias: [0.0; PANEL], lanes }
+    }
+
+    /// A copy of `tile` that works in here.
+    ///
+    /// # Safety
+    /// `tile`'s pointers are valid for `rows` rows of `lanes` lanes.
+    pub(crate) unsafe fn enter(&mut self, tile: &Tile, rows: usize) -> Tile {
+        let lanes = self.lanes;
+        let mut inner = *tile;
+        // SAFETY: by the contract; the buffers here hold MOST rows of a whole panel.
+        unsafe {
+            for row in 0..rows {
+                let (at, from) = (row * PANEL, row * tile.out_row);
+                std::ptr::copy_nonoverlapping(tile.out.add(from), self.out.as_mut_ptr().add(at), lanes);
+                if !tile.residual.is_null() {
+                    let to = self.residual.as_mut_ptr().add(at);
+                    std::ptr::copy_nonoverlapping(tile.residual.add(from), to, lanes);
+                    inner.residual = self.residual.as_ptr();
+                }
+            }
+            if !tile.bias.is_null() {
+                std::ptr::copy_nonoverlapping(tile.bias, self.bias.as_mut_ptr(), lanes);
+                inner.bias = self.bias.as_ptr();
+            }
+        }
+        (inner.out, inner.out_row) = (self.out.as_mut_ptr(), PANEL);
+        inner
+    }
+
+    /// Copies the results to where `tile` wanted them.
+    ///
+    /// # Safety
+    /// As [`enter`](Self::enter).
+    pub(crate) unsafe fn leave(&self, tile: &Tile, rows: usize) {
+        for (row, from) in self.out.chunks_exact(PANEL).take(rows).enumerate() {
+            // SAFETY: by the contract.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), tile.out.add(row * tile.out_row), self.lanes) };
+        }
+    }
+}
+
+/// Most rows any tile has.
+pub(crate) const MOST: usize = 8;
+
+/// Runs `P` pairs of vectors from `pair` on for `R` rows.
+///
+/// # Safety
+/// As [`Lanes`], and everything `tile` names is valid for the shapes.
+#[inline(always)]
+unsafe fn run<L: Lanes, W: Step, const R: usize, const P: usize, const PACKED: bool>(tile: &Tile, pair: usize) {
+    let half = PANEL / 2 / L::N;
+    let lane = |r: usize, p: usize, h: usize| r * tile.out_row + (pair + p + h * half) * L::N;
+    // SAFETY: by the contract.
+    unsafe {
+        let mut acc = [[[L::zero(); 2]; P]; R];
+        if tile.resume {
+            for r in 0..R {
+                for p in 0..P {
+                    for h in 0..2 {
+                        acc[r][p][h] = L::load(tile.out.add(lane(r, p, h)));
+                    }
+                }
+            }
+        }
+        let mut w = tile.w;
+        let mut x = tile.x;
+        let mut fetch = tile.fetch;
+        for _ in 0..tile.k {
+            L::prefetch(fetch);
+            fetch = fetch.wrapping_add(tile.fetch_step);
+            for p in 0..P {
+                let (low, high) = W::pair::<L>(w, pair + p);
+                for r in 0..R {
+                    let value = L::splat(if PACKED { x.add(r) } else { x.add(r * tile.x_row) });
+                    acc[r][p][0] = acc[r][p][0].fma(value, low);
+                    acc[r][p][1] = acc[r][p][1].fma(value, high);
+                }
+            }
+            w = w.add(W::BYTES);
+            x = x.add(if PACKED { R } else { 1 });
+        }
+        for r in 0..R {
+            for p in 0..P {
+                for h in 0..2 {
+                    let mut value = acc[r][p][h];
+                    if !tile.bias.is_null() {
+                        value = value.add(L::load(tile.bias.add(lane(0, p, h))));
+                    }
+                    if !tile.residual.is_null() {
+                        value = value.add(L::load(tile.residual.add(lane(r, p, h))));
+                    }
+                    value.store(tile.out.add(lane(r, p, h)));
+                }
+            }
+        }
+    }
+}
+
+/// All 32 outputs for `rows <= L::WIDE_ROWS` row-major rows in one pass over the steps.
+///
+/// # Safety
+/// As [`Lanes`], and everything `tile` names is valid for the shapes.
+#[inline(always)]
+pub(crate) unsafe fn wide<L: Lanes, W: Step>(tile: &Tile, rows: usize) {
+    // SAFETY: by the contract.
+    unsafe {
+        match PANEL / 2 / L::N {
+            1 => rows_of::<L, W, 1, false>(tile, rows, 0),
+            2 => rows_of::<L, W, 2, false>(tile, rows, 0),
+            _ => rows_of::<L, W, 4, false>(tile, rows, 0),
+        }
+    }
+}
+
+/// All 32 outputs for `rows <= L::ROWS` packed rows, in as many passes over the steps as the registers ask for.
+///
+/// # Safety
+/// As [`Lanes`], and everything `tile` names is valid for the shapes.
+#[inline(always)]
+pub(crate) unsafe fn narrow<L: Lanes, W: Step>(tile: &Tile, rows: usize) {
+    let pairs = PANEL / 2 / L::N;
+    let mut again = *tile;
+    again.fetch_step = tile.fetch_step / (pairs / L::NARROW);
+    for pair in (0..pairs).step_by(L::NARROW) {
+        // SAFETY: by the contract.
+        unsafe { pass::<L, W>(&again, rows, pair) };
+        again.fetch = again.fetch.wrapping_add(tile.k * again.fetch_step);
+    }
+}
+
+/// Outputs of `pair` and the rest of its narrow pass, over packed rows.
+#[inline(always)]
+unsafe fn pass<L: Lanes, W: Step>(tile: &Tile, rows: usize, pair: usize) {
+    // SAFETY: by the contract.
+    unsafe {
+        match L::NARROW {
+            1 => rows_of::<L, W, 1, true>(tile, rows, pair),
+            _ => rows_of::<L, W, 2, true>(tile, rows, pair),
+        }
+    }
+}
+
+/// Picks the row count's own loop. Arms no instruction set can reach (P pairs of R rows beyond its registers) vanish.
+#[inline(always)]
+unsafe fn rows_of<L: Lanes, W: Step, const P: usize, const PACKED: bool>(tile: &Tile, rows: usize, pair: usize) {
+    let most = if PACKED { L::ROWS } else { L::WIDE_ROWS };
+    macro_rules! arms {
+        ($($r:literal)*) => {
+            match rows {
+                $($r if $r <= most => run::<L, W, $r, P, PACKED>(tile, pair),)*
+                _ => unreachable!("tile of {rows} rows"),
+            }
+        };
+    }
+    // SAFETY: by the contract.
+    unsafe { arms!(1 2 3 4 5 6 7 8) }
+}
+
+/// Splits `rows` into the fewest groups of at most `most`, as equal as can be: returns (groups, rows of the first
+/// groups, how many groups have that many); the others have one less.
+pub(crate) fn split(rows: usize, most: usize) -> (usize, usize, usize) {
+    let groups = rows.div_ceil(most);
+    let large = rows.div_ceil(groups);
+    (groups, large, groups - (large * groups - rows))
+}
