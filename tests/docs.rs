@@ -1,0 +1,159 @@
+//! The documents' commands do what the documents say, and both README commands are the ones that CI runs.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use support::{binary, repository, tiny};
+use tempfile::{TempDir, tempdir};
+
+const COMMAND_ONE: &str = r#"cargo run --release -- generate "a red circle left of a blue square""#;
+
+fn document(name: &str) -> String {
+    std::fs::read_to_string(repository().join(name)).unwrap()
+}
+
+/// Bodies of the blocks fenced as `sh`.
+fn blocks(text: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut open: Option<String> = None;
+    for line in text.lines() {
+        match &mut open {
+            None if line == "```sh" => open = Some(String::new()),
+            None => {}
+            Some(_) if line == "```" => blocks.extend(open.take()),
+            Some(body) => body.push_str(&format!("{line}\n")),
+        }
+    }
+    blocks
+}
+
+/// Whether every command of a block is the program itself, which takes seconds.
+fn is_cheap(block: &str) -> bool {
+    let commands = block.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    commands.clone().count() > 0
+        && commands.clone().all(|line| line.starts_with("cargo run --release -- ") || line.starts_with("janus "))
+}
+
+/// A folder where `janus` and `cargo run --release --` are the program that is built already, and the published
+/// checkpoint that the documents speak of is the tiny one.
+fn desk() -> TempDir {
+    let dir = tempdir().unwrap();
+    let bin = dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    symlink(binary(), bin.join("janus")).unwrap();
+    let cargo = "#!/bin/sh\n[ \"$1 $2 $3\" = 'run --release --' ] || exit 9\nshift 3\nexec janus \"$@\"\n";
+    std::fs::write(bin.join("cargo"), cargo).unwrap();
+    std::fs::set_permissions(bin.join("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    symlink(tiny("original-bin"), dir.path().join("Janus-Pro-1B")).unwrap();
+    dir
+}
+
+fn run(dir: &Path, script: &str) {
+    let path = format!("{}:{}", dir.join("bin").display(), std::env::var("PATH").unwrap());
+    let output = Command::new("sh").args(["-euc", script]).current_dir(dir).env("PATH", path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}\n{said}");
+    assert_eq!(said, "", "{script}");
+}
+
+#[test]
+fn commands_of_the_documents_run_as_written() {
+    let dir = desk();
+    let mut ran = 0;
+    for name in ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"] {
+        for block in blocks(&document(name)).iter().filter(|block| is_cheap(block)) {
+            run(dir.path(), block);
+            ran += block.lines().count();
+        }
+    }
+    assert!(ran >= 6, "only {ran} commands were found");
+}
+
+#[test]
+fn command_one_paints_what_was_asked() {
+    assert!(blocks(&document("README.md")).iter().any(|block| block.trim() == COMMAND_ONE), "README.md lost command one");
+    let dir = desk();
+    run(dir.path(), COMMAND_ONE);
+    let picture = image::open(dir.path().join("janus-0.png")).unwrap().into_rgb8();
+    let circle = Blob::find(&picture, |[r, g, b]| r > 150 && g < 110 && b < 120).expect("something red");
+    let square = Blob::find(&picture, |[r, g, b]| r < 110 && g < 150 && b > 150).expect("something blue");
+    assert!(circle.fills(0.70, 0.88), "the red thing is no circle: {circle:?}");
+    assert!(square.fills(0.92, 1.0), "the blue thing is no square: {square:?}");
+    assert!(circle.right < square.left, "{circle:?} is not left of {square:?}");
+}
+
+/// Pixels of one colour: how many, and the box around them.
+#[derive(Debug)]
+struct Blob {
+    pixels: u32,
+    left: u32,
+    right: u32,
+    top: u32,
+    bottom: u32,
+}
+
+impl Blob {
+    /// Rows and columns with fewer than three such pixels are noise.
+    fn find(picture: &image::RgbImage, is_it: impl Fn([u8; 3]) -> bool) -> Option<Blob> {
+        let at = |x: u32, y: u32| u32::from(is_it(picture.get_pixel(x, y).0));
+        let (width, height) = picture.dimensions();
+        let columns: Vec<u32> = (0..width).filter(|&x| (0..height).map(|y| at(x, y)).sum::<u32>() >= 3).collect();
+        let rows: Vec<u32> = (0..height).filter(|&y| (0..width).map(|x| at(x, y)).sum::<u32>() >= 3).collect();
+        let (left, right, top, bottom) = (*columns.first()?, *columns.last()?, *rows.first()?, *rows.last()?);
+        let pixels = (left..=right).map(|x| (top..=bottom).map(|y| at(x, y)).sum::<u32>()).sum();
+        Some(Blob { pixels, left, right, top, bottom })
+    }
+
+    /// Whether it is about as wide as high and fills this part of its box: pi/4 for a circle, 1 for a square.
+    fn fills(&self, least: f64, most: f64) -> bool {
+        let (width, height) = (self.right - self.left + 1, self.bottom - self.top + 1);
+        let part = f64::from(self.pixels) / f64::from(width * height);
+        width.abs_diff(height) <= 3 && width >= 10 && (least..=most).contains(&part)
+    }
+}
+
+#[test]
+fn the_scorer_of_command_one_tells_shapes_apart() {
+    let disc = |x: f64, y: f64| x.hypot(y) <= 11.0;
+    let box_ = |x: f64, y: f64| x.abs() <= 10.0 && y.abs() <= 10.0;
+    let triangle = |x: f64, y: f64| y <= 10.0 && 2.0 * x.abs() <= y + 10.0;
+    let draw = |inside: &dyn Fn(f64, f64) -> bool| {
+        let colour =
+            |x: u32, y: u32| if inside(f64::from(x) - 20.0, f64::from(y) - 30.0) { [220, 30, 45] } else { [238, 238, 244] };
+        let picture = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb(colour(x, y)));
+        let blob = Blob::find(&picture, |[r, g, b]| r > 150 && g < 110 && b < 120).unwrap();
+        (blob.fills(0.70, 0.88), blob.fills(0.92, 1.0))
+    };
+    assert_eq!(draw(&disc), (true, false));
+    assert_eq!(draw(&box_), (false, true));
+    assert_eq!(draw(&triangle), (false, false));
+}
+
+#[test]
+fn ci_runs_command_two_and_nothing_else() {
+    assert!(blocks(&document("README.md")).iter().any(|block| block.trim() == "tests/run"), "README.md lost command two");
+    let script = document(".ci/run");
+    let commands: Vec<&str> = script.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(commands, ["set -e", "cd \"$(dirname \"$0\")/..\"", "tests/run"]);
+    for script in ["tests/run", ".ci/run", ".cargo/protoc"] {
+        assert_eq!(std::fs::metadata(repository().join(script)).unwrap().permissions().mode() & 0o111, 0o111, "{script}");
+    }
+}
+
+#[test]
+fn links_of_the_documents_lead_somewhere() {
+    for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+        let text = document(name);
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+        let pictures = text.split("src=\"").skip(1).filter_map(|rest| rest.split_once('"'));
+        for (target, _) in links.chain(pictures) {
+            let outside = target.starts_with("https://") || target.starts_with('#');
+            let file = target.split('#').next().unwrap();
+            assert!(outside || repository().join(file).exists(), "{name} links to {target}, which is not there");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! A whole cluster in this process, whose insides can be counted.
+#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use janus_coordinator::schedule::Limits;
+use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Nodes, StageNode};
+use janus_model::Pool;
+use janus_spec::Tokenizer;
+use janus_wire::Security;
+use janus_worker::decoder::DecoderService;
+use janus_worker::encoder::EncoderService;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::client::{Client, client};
+use crate::stage::{Line, identity, serve, soon, tiny_a};
+
+/// A cluster on tiny-a; it ends when this is dropped.
+pub struct Cluster {
+    pub address: String,
+    pub driver: DriverHandle,
+    pub coordinator: Coordinator,
+    stages: Line,
+    _shutdown: DropGuard,
+}
+
+impl Cluster {
+    /// Two stages whose queue takes `queue` units.
+    pub async fn start(queue: usize) -> Self {
+        let shutdown = CancellationToken::new();
+        let stages = Line::start(&[0..2, 2..4]).await;
+        let checkpoint = Arc::new(tiny_a());
+        let (pool, format) = (Arc::new(Pool::new(1)), checkpoint.native_format());
+        let encoder =
+            EncoderService::start(identity(), Security::Plain, checkpoint.clone(), pool.clone(), format, (true, true)).unwrap();
+        let decoder = DecoderService::start(identity(), checkpoint.clone(), pool, format, true).unwrap();
+        let nodes = Nodes {
+            stages: stages.0.iter().map(|n| StageNode { address: n.address.clone(), layers: n.layers.clone() }).collect(),
+            encoders: vec![serve(|server| server.add_service(encoder.server()), &shutdown).await],
+            decoders: vec![serve(|server| server.add_service(decoder.server()), &shutdown).await],
+        };
+        let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec).unwrap();
+        let limits = Limits { slots: crate::stage::SLOTS, kv_positions: 1 << 20, queue, pools: 1, rows: 16 };
+        let driver = Driver {
+            identity: identity(),
+            security: Security::Plain,
+            pipeline: crate::stage::PIPELINE,
+            nodes: nodes.clone(),
+            limits,
+            canary: vec![tokenizer.special().bos, tokenizer.special().begin_of_image],
+        };
+        let driver = driver.start(shutdown.clone()).unwrap();
+        let model = Model { name: "tiny-a".to_owned(), spec: checkpoint.spec.clone(), tokenizer };
+        let coordinator = Coordinator::new(model, identity(), &Security::Plain, nodes, driver.clone(), CancellationToken::new());
+        let address = serve(|server| server.add_service(coordinator.clone().server()), &shutdown).await;
+        soon(driver.ready().wait_for(|ready| *ready)).await.unwrap();
+        Cluster { address, driver, coordinator, stages, _shutdown: shutdown.drop_guard() }
+    }
+
+    pub async fn client(&self) -> Client {
+        client(janus_wire::connect(&self.address, &Security::Plain).await.unwrap())
+    }
+
+    /// What is held: calls, requests that are not finished, units that wait and that are open, and slots of each stage.
+    pub async fn held(&mut self) -> Vec<usize> {
+        let (waiting, open) = self.driver.counts();
+        let mut held = vec![self.coordinator.running(), self.coordinator.requests().0, waiting, open];
+        for node in &mut self.stages.0 {
+            let seen = node.describe().await;
+            held.extend([seen.open_slots as usize, seen.kv_bytes as usize]);
+        }
+        held
+    }
+
+    /// Waits until nothing is held; what is left is said.
+    pub async fn is_empty_soon(&mut self) {
+        let mut held = Vec::new();
+        for _ in 0..500 {
+            held = self.held().await;
+            if held.iter().all(|count| *count == 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("still held: {held:?}");
+    }
+}

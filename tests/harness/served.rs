@@ -1,0 +1,71 @@
+//! `janus serve` as a process of its own.
+#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use janus_wire::Security;
+use tonic::transport::Channel;
+
+use crate::support::binary;
+
+/// A served model; the process ends when this is dropped.
+pub struct Served {
+    child: Child,
+    /// `host:port`, as it said itself.
+    pub address: String,
+}
+
+impl Served {
+    /// Starts it on a free port and waits for the line that says it is ready.
+    pub fn start(args: &[&str]) -> Self {
+        let mut command = Command::new(binary());
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (said, first) = mpsc::channel();
+        std::thread::spawn(move || said.send(lines.next()));
+        // Whatever happens from here on, the process ends with this value.
+        let mut served = Served { child, address: String::new() };
+        let line = first.recv_timeout(Duration::from_secs(60)).unwrap().unwrap().unwrap();
+        served.address = line.strip_prefix("ready ").unwrap().to_owned();
+        served
+    }
+
+    pub async fn channel(&self) -> Channel {
+        janus_wire::connect(&self.address, &Security::Plain).await.unwrap()
+    }
+
+    /// Resident memory in kB.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, most: Duration) -> ExitStatus {
+        let until = Instant::now() + most;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < until, "it still runs");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,111 @@
+//! Requests that nobody waits for any more leave nothing behind.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "harness/client.rs"]
+mod client;
+#[path = "harness/cluster.rs"]
+mod cluster;
+#[path = "harness/stage.rs"]
+mod stage;
+mod support;
+
+use client::{Answer, Ask, Client, Numbers, chat, paint, picture};
+use cluster::Cluster;
+use janus_wire::v1::CancelRequest;
+use support::tiny;
+
+/// Callers at once.
+const CALLERS: u64 = 8;
+/// Resident memory may grow by this many kB.
+const GROWTH: u64 = 20_000;
+
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// A request of some kind that would run for a while.
+fn some_request(random: &mut Numbers, photo: &[u8]) -> Ask {
+    let mut request = paint("a red boat");
+    request.seed = random.below(1000);
+    match random.below(4) {
+        0 => Ask::Chat(chat("What is in the picture?", &[photo.to_vec()], 200)),
+        1 => Ask::Chat(chat("What is a river?", &[], 200)),
+        2 => {
+            request.n = 1 + random.below(6) as u32;
+            Ask::Paint(request)
+        }
+        _ => {
+            (request.init_image, request.keep_rows) = (Some(picture(photo.to_vec())), 1);
+            Ask::Paint(request)
+        }
+    }
+}
+
+/// Leaves at a random moment: before the answer begins, after some events, or by asking for the end of it.
+async fn leave_midway(ask: Ask, random: &mut Numbers, client: &mut Client) {
+    let request_id = ask.id();
+    let (patience, way) = (random.below(10), random.below(3));
+    if way == 0 {
+        // The call itself is dropped after it was polled a few times.
+        let mut call = Box::pin(ask.begin(client));
+        for _ in 0..patience {
+            if poll_once(&mut call).await {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        return;
+    }
+    let mut events = ask.begin(client).await.unwrap();
+    let mut answer = Answer::default();
+    for _ in 0..patience {
+        if !client::soon(events.next(&mut answer)).await.unwrap() {
+            return;
+        }
+    }
+    if way == 1 {
+        client.cancel(CancelRequest { request_id }).await.unwrap();
+    }
+}
+
+/// Polls once; whether it is ready.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|context| std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(context).is_ready())).await
+}
+
+async fn cancel_many(cluster: &Cluster, count: u64, seed: u64) {
+    let photo = std::fs::read(tiny("golden/images/rgb_64x64.png")).unwrap();
+    let mut callers = Vec::new();
+    for caller in 0..CALLERS {
+        let (mut client, photo) = (cluster.client().await, photo.clone());
+        let mut random = Numbers(seed * CALLERS + caller);
+        callers.push(tokio::spawn(async move {
+            for _ in 0..count / CALLERS {
+                let ask = some_request(&mut random, &photo);
+                leave_midway(ask, &mut random, &mut client).await;
+            }
+        }));
+    }
+    for caller in callers {
+        caller.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancelled_requests_leave_no_slot_no_request_and_no_memory() {
+    let count = std::env::var("JANUS_TEST_CANCELS").map_or(2000, |count| count.parse().unwrap());
+    let mut cluster = Cluster::start(1024).await;
+    // Whatever is bounded may fill first: finished requests that are remembered, pictures, buffers.
+    cancel_many(&cluster, 1200, 1).await;
+    cluster.is_empty_soon().await;
+    let before = resident();
+    cancel_many(&cluster, count, 2).await;
+    cluster.is_empty_soon().await;
+    let after = resident();
+    assert!(after < before + GROWTH, "from {before} to {after} kB");
+    assert_eq!(cluster.driver.history().0, 1, "the pipeline was lost on the way");
+    let answer = Ask::Paint(paint("a red boat")).answer(&mut cluster.client().await, || {}).await.unwrap();
+    assert_eq!(answer.tokens[0].len(), 16);
+}
