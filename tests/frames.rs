@@ -1,13 +1,14 @@
 //! A stage by hand: right frames give the reference's ids, wrong ones are refused, loudly, without harm to others.
-#![allow(clippy::unwrap_used, missing_docs)]
+// One stage is a list of one range.
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init, missing_docs)]
 
-#[path = "harness/stage.rs"]
-mod stage;
-mod support;
 #[path = "frames/hellos.rs"]
 mod hellos;
 #[path = "frames/panics.rs"]
 mod panics;
+#[path = "harness/stage.rs"]
+mod stage;
+mod support;
 #[path = "frames/units.rs"]
 mod units;
 
@@ -124,7 +125,9 @@ async fn activations_that_are_not_the_units_rows_end_the_link_between_stages_too
     let golden = Golden::new();
     let mut unit = golden.prefill(0, 1);
     (unit.positions, unit.inputs) = (2, Vec::new());
-    for (epoch, numbers, fits) in [(1, 4 * 64, true), (2, 3 * 64, false), (3, 5 * 64, false), (4, 4 * 64 - 1, false), (5, 0, false)] {
+    for (epoch, numbers, fits) in
+        [(1, 4 * 64, true), (2, 3 * 64, false), (3, 5 * 64, false), (4, 4 * 64 - 1, false), (5, 0, false)]
+    {
         let mut hand = line.connect(epoch).await;
         let body = hand.body(vec![golden.open(0, 1)], vec![unit.clone()]);
         hand.send(frame::seal(&body, frame::to_bytes(&vec![0.5; numbers]))).await;

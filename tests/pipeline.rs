@@ -73,7 +73,8 @@ async fn gives_the_references_answers(client: &mut Client, what: &str) {
     ] {
         let (raw_prompt, prompt_ids) = prompt(name);
         let raw_images = pictures.iter().cloned().map(picture).collect();
-        let request = ChatRequest { header: header(), raw_prompt, raw_images, max_tokens: Some(24), ..ChatRequest::default() };
+        let request =
+            ChatRequest { header: header(), raw_prompt, raw_images, max_tokens: Some(24), ..ChatRequest::default() };
         let answer = Ask::Chat(request).answer(client, || {}).await.unwrap();
         assert_eq!(answer.prompt, numbers(prompt_ids), "{name} {what}");
         assert_eq!(answer.tokens, [numbers(ids(expected))], "{name} {what}");
@@ -176,7 +177,10 @@ async fn give_up(ask: Ask, mut client: Client, patience: u64, by_call: bool) -> 
     }
     if by_call {
         client.cancel(CancelRequest { request_id }).await.unwrap();
-        let end = async { while events.next(&mut answer).await? {} Ok::<_, tonic::Status>(()) };
+        let end = async {
+            while events.next(&mut answer).await? {}
+            Ok::<_, tonic::Status>(())
+        };
         // It may have been complete when the cancel came.
         if let Err(status) = client::soon(end).await {
             assert_eq!(status.code(), tonic::Code::Cancelled, "{status:?}");

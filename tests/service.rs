@@ -163,7 +163,10 @@ async fn what_is_not_here_is_not_found() {
         assert_eq!(status.code(), Code::NotFound, "{status:?}");
         assert!(status.message().contains(named), "{status:?}");
     };
-    found(refusal(&mut client, painted(|r| r.header = head(|h| h.model = "gpt".into()))).await, "`gpt` is not served here; `tiny-a` is");
+    found(
+        refusal(&mut client, painted(|r| r.header = head(|h| h.model = "gpt".into()))).await,
+        "`gpt` is not served here; `tiny-a` is",
+    );
     let request_id = "nobody-knows".to_owned();
     found(soon(client.cancel(CancelRequest { request_id })).await.unwrap_err(), "nobody-knows");
     let digest = Sha256::digest(photo()).to_vec();

@@ -2,10 +2,15 @@
 
 use super::*;
 use crate::stage::soon;
-use janus_wire::v1::{ConfigureRequest, Hello, LinkMessage, link_message};
-use tonic::Status;
+use janus_wire::v1::{ConfigureRequest, Hello, Image, LinkAnswer, LinkMessage, link_message};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Request, Status};
+use tonic_prost::prost::Message;
 
-fn differences() -> Vec<(fn(&mut Hello), &'static str)> {
+/// A change to a hello, and what the refusal must say.
+type Difference = (fn(&mut Hello), &'static str);
+
+fn differences() -> Vec<Difference> {
     vec![
         (|h| h.protocol = 2, "protocol version is 2"),
         (|h| h.cluster = "other".into(), "cluster is `other`"),
@@ -70,7 +75,10 @@ async fn an_epoch_that_is_over_can_do_nothing() {
     let mut new = line.connect(2).await;
     refused(old.end().await, "epoch is over");
     for epoch in [1, 2] {
-        refused(line.configure(epoch).await.unwrap_err(), &format!("epoch {epoch} of pipeline 1 is over; this stage is in epoch 2"));
+        refused(
+            line.configure(epoch).await.unwrap_err(),
+            &format!("epoch {epoch} of pipeline 1 is over; this stage is in epoch 2"),
+        );
     }
     let node = &mut line.0[0];
     let hello = node.hello(1);
@@ -120,5 +128,26 @@ async fn the_last_stage_has_no_next_one_and_every_other_has_one() {
     let status = soon(line.0[0].client.configure(request)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.message().contains("127.0.0.1:1"), "{status:?}");
+    paints(&mut line.connect(2).await).await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_frame_end_the_link_and_are_counted() {
+    let mut line = Line::start(&[0..4]).await;
+    line.configure(1).await.unwrap();
+    // On the wire these are a hello, and a frame that cannot be read.
+    let hello = Image { data: line.0[0].hello(1).encode_to_vec().into(), ..Image::default() };
+    let nonsense = Image { sha256: vec![255; 9].into(), ..Image::default() };
+    let channel = janus_wire::connect(&line.0[0].address, &janus_wire::Security::Plain).await.unwrap();
+    let mut grpc = tonic::client::Grpc::new(channel);
+    soon(grpc.ready()).await.unwrap();
+    let codec = tonic_prost::ProstCodec::<Image, LinkAnswer>::default();
+    let messages = Request::new(tokio_stream::iter([hello, nonsense]));
+    let link = grpc.streaming(messages, PathAndQuery::from_static("/janus.v1.Stage/Link"), codec);
+    let mut answers = soon(link).await.unwrap().into_inner();
+    assert!(soon(answers.message()).await.unwrap().unwrap().hello.is_some());
+    let status = soon(answers.message()).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert_eq!(line.refused().await, [(1, 0)]);
     paints(&mut line.connect(2).await).await;
 }

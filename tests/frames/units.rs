@@ -131,12 +131,8 @@ async fn features_are_taken_under_their_handle_and_only_whole_finite_ones() {
         features: frame::to_bytes(&numbers),
     };
     let good = put(b"h", 2, vec![0.5; 128]);
-    let bad = [
-        put(b"h", 2, vec![0.5; 127]),
-        put(b"h", 0, vec![]),
-        put(b"", 2, vec![0.5; 128]),
-        put(b"h", 2, vec![f32::NAN; 128]),
-    ];
+    let bad =
+        [put(b"h", 2, vec![0.5; 127]), put(b"h", 0, vec![]), put(b"", 2, vec![0.5; 128]), put(b"h", 2, vec![f32::NAN; 128])];
     for request in bad {
         let status = soon(node.client.put_features(request)).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");

@@ -33,7 +33,6 @@ pub fn picture(data: Vec<u8>) -> v1::Image {
     v1::Image { data: data.into(), ..v1::Image::default() }
 }
 
-
 /// A seeded sequence of numbers (SplitMix64).
 pub struct Numbers(pub u64);
 
@@ -56,7 +55,7 @@ pub enum Ask {
 }
 
 /// Everything an answer must repeat bit by bit.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Answer {
     pub prompt: Vec<u32>,
     /// Ids of each picture, or of the text.
@@ -65,6 +64,19 @@ pub struct Answer {
     pub rgb: Vec<Vec<u8>>,
     pub text: String,
     pub numerics: String,
+}
+
+/// Without pixels, which nobody can read; their sums tell pictures apart.
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sums: Vec<u64> =
+            self.rgb.iter().map(|rgb| rgb.iter().zip(1_u64..).map(|(byte, at)| u64::from(*byte) * at).sum()).collect();
+        write!(
+            f,
+            "prompt {:?} tokens {:?} pixels {sums:?} text {:?} by {}",
+            self.prompt, self.tokens, self.text, self.numerics
+        )
+    }
 }
 
 /// A stream of either kind.
@@ -114,29 +126,27 @@ impl Events {
     /// Takes one event in; false at the end, which must be a proper one.
     pub async fn next(&mut self, answer: &mut Answer) -> Result<bool, Status> {
         match self {
-            Events::Paint(events) => {
-                match events.message().await?.and_then(|e| e.event) {
-                    Some(generate_image_event::Event::Started(started)) => answer.prompt = started.prompt_tokens,
-                    Some(generate_image_event::Event::Image(image)) => {
-                        let at = image.index as usize;
-                        let most = answer.tokens.len().max(at + 1);
-                        answer.tokens.resize(most, Vec::new());
-                        answer.sha256.resize(most, Vec::new());
-                        answer.rgb.resize(most, Vec::new());
-                        assert!(answer.tokens[at].is_empty(), "picture {at} came twice");
-                        answer.tokens[at] = image.tokens;
-                        answer.sha256[at] = image.sha256.to_vec();
-                        assert_eq!(image.rgb.len() as u32, 3 * image.width * image.height);
-                        answer.rgb[at] = image.rgb.to_vec();
-                    }
-                    Some(generate_image_event::Event::Done(done)) => answer.numerics = done.numerics,
-                    Some(_) => {}
-                    None => {
-                        assert_ne!(answer.numerics, "", "it ended before it was done");
-                        return Ok(false);
-                    }
+            Events::Paint(events) => match events.message().await?.and_then(|e| e.event) {
+                Some(generate_image_event::Event::Started(started)) => answer.prompt = started.prompt_tokens,
+                Some(generate_image_event::Event::Image(image)) => {
+                    let at = image.index as usize;
+                    let most = answer.tokens.len().max(at + 1);
+                    answer.tokens.resize(most, Vec::new());
+                    answer.sha256.resize(most, Vec::new());
+                    answer.rgb.resize(most, Vec::new());
+                    assert!(answer.tokens[at].is_empty(), "picture {at} came twice");
+                    answer.tokens[at] = image.tokens;
+                    answer.sha256[at] = image.sha256.to_vec();
+                    assert_eq!(image.rgb.len() as u32, 3 * image.width * image.height);
+                    answer.rgb[at] = image.rgb.to_vec();
                 }
-            }
+                Some(generate_image_event::Event::Done(done)) => answer.numerics = done.numerics,
+                Some(_) => {}
+                None => {
+                    assert_ne!(answer.numerics, "", "it ended before it was done");
+                    return Ok(false);
+                }
+            },
             Events::Chat(events) => match events.message().await?.and_then(|e| e.event) {
                 Some(chat_event::Event::Started(started)) => answer.prompt = started.prompt_tokens,
                 Some(chat_event::Event::Done(done)) => {

@@ -33,7 +33,8 @@ impl Cluster {
         let checkpoint = Arc::new(tiny_a());
         let (pool, format) = (Arc::new(Pool::new(1)), checkpoint.native_format());
         let encoder =
-            EncoderService::start(identity(), Security::Plain, checkpoint.clone(), pool.clone(), format, (true, true)).unwrap();
+            EncoderService::start(identity(), Security::Plain, checkpoint.clone(), pool.clone(), format, (true, true))
+                .unwrap();
         let decoder = DecoderService::start(identity(), checkpoint.clone(), pool, format, true).unwrap();
         let nodes = Nodes {
             stages: stages.0.iter().map(|n| StageNode { address: n.address.clone(), layers: n.layers.clone() }).collect(),
@@ -52,7 +53,8 @@ impl Cluster {
         };
         let driver = driver.start(shutdown.clone()).unwrap();
         let model = Model { name: "tiny-a".to_owned(), spec: checkpoint.spec.clone(), tokenizer };
-        let coordinator = Coordinator::new(model, identity(), &Security::Plain, nodes, driver.clone(), CancellationToken::new());
+        let coordinator =
+            Coordinator::new(model, identity(), &Security::Plain, nodes, driver.clone(), CancellationToken::new());
         let address = serve(|server| server.add_service(coordinator.clone().server()), &shutdown).await;
         soon(driver.ready().wait_for(|ready| *ready)).await.unwrap();
         Cluster { address, driver, coordinator, stages, _shutdown: shutdown.drop_guard() }

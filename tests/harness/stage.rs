@@ -1,5 +1,5 @@
 //! Stages in this process, and a coordinator played by hand: whatever it sends, right or wrong, is written in the test.
-#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
 use std::future::Future;
 use std::ops::Range;
@@ -82,7 +82,10 @@ impl Node {
     }
 
     /// Begins a link with `message`; the other end of the channel is the caller's to feed.
-    pub async fn link(&mut self, message: link_message::Message) -> Result<(mpsc::Sender<LinkMessage>, Streaming<LinkAnswer>), Status> {
+    pub async fn link(
+        &mut self,
+        message: link_message::Message,
+    ) -> Result<(mpsc::Sender<LinkMessage>, Streaming<LinkAnswer>), Status> {
         let (frames, receiver) = mpsc::channel(16);
         frames.try_send(LinkMessage { message: Some(message) }).unwrap();
         let answers = soon(self.client.link(ReceiverStream::new(receiver))).await?;

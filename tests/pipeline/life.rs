@@ -74,7 +74,8 @@ async fn a_signal_lets_running_pictures_finish_and_takes_no_new_ones() {
     request.n = 8;
     let (said, mut heard) = mpsc::unbounded_channel();
     let mut painter = client.clone();
-    let running = tokio::spawn(async move { Ask::Paint(request).answer(&mut painter, || said.send(()).unwrap_or(())).await });
+    let running =
+        tokio::spawn(async move { Ask::Paint(request).answer(&mut painter, || said.send(()).unwrap_or(())).await });
     // Queued, started, and the first ids.
     for _ in 0..4 {
         soon(heard.recv()).await.unwrap();
@@ -108,7 +109,8 @@ async fn an_idle_process_goes_at_once() {
 fn a_port_that_others_can_reach_must_be_meant() {
     let run = |args: &[&str]| {
         let model = text(&tiny("transformers"));
-        let output = Command::new("timeout").arg("60").arg(binary()).args(["serve", "--model", &model]).args(args).output().unwrap();
+        let output =
+            Command::new("timeout").arg("60").arg(binary()).args(["serve", "--model", &model]).args(args).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap(), output.stdout)
     };
     let (code, said, out) = run(&["--listen", "0.0.0.0:0"]);

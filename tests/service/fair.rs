@@ -10,7 +10,8 @@ async fn a_message_beyond_the_limit_is_refused_by_the_transport_and_the_connecti
     let mut client = cluster.client().await;
     let image = Some(picture(vec![0; janus_wire::MAX_CLIENT_MESSAGE + 1]));
     // Our own client would not even send it.
-    let mut careless = InferenceClient::new(janus_wire::connect(&cluster.address, &janus_wire::Security::Plain).await.unwrap());
+    let mut careless =
+        InferenceClient::new(janus_wire::connect(&cluster.address, &janus_wire::Security::Plain).await.unwrap());
     careless = careless.max_encoding_message_size(usize::MAX);
     let status = soon(careless.tokenize(TokenizeRequest { header: header(), image })).await.unwrap_err();
     assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
@@ -29,7 +30,9 @@ async fn bytes_that_are_no_message_are_refused() {
         soon(grpc.ready()).await.unwrap();
         let path = PathAndQuery::try_from(format!("/janus.v1.Inference/{path}")).unwrap();
         let codec = tonic_prost::ProstCodec::<v1::Piece, GenerateImageEvent>::default();
-        let odd = v1::Piece { piece: Some(piece::Piece::Features(FeatureSpan { handle: vec![255; 9].into(), first: 1, count: 1 })) };
+        let odd = v1::Piece {
+            piece: Some(piece::Piece::Features(FeatureSpan { handle: vec![255; 9].into(), first: 1, count: 1 })),
+        };
         let status = match soon(grpc.server_streaming(tonic::Request::new(odd), path, codec)).await {
             Err(status) => status,
             Ok(answer) => soon(answer.into_inner().message()).await.unwrap_err(),
@@ -114,10 +117,15 @@ async fn a_request_ends_with_its_last_reader_and_not_before() {
     while soon(second.next(&mut answer)).await.unwrap() {}
     assert_eq!(answer.tokens.len(), 60);
 
+    let start = cluster.driver.history().1;
+    painted(|r| r.n = 256).answer(&mut client, || {}).await.unwrap();
+    let middle = cluster.driver.history().1;
     let mut only = painted(|r| r.n = 256).begin(&mut client).await.unwrap();
     assert!(soon(only.next(&mut Answer::default())).await.unwrap());
     drop(only);
     cluster.is_empty_soon().await;
+    let (whole, cut) = (middle - start, cluster.driver.history().1 - middle);
+    assert!(cut < whole / 2, "{cut} microbatches were sent for nobody, {whole} paint everything");
 }
 
 #[tokio::test]

@@ -55,6 +55,7 @@ pub struct Driver {
 pub struct DriverHandle {
     commands: mpsc::Sender<Command>,
     ready: watch::Receiver<bool>,
+    trouble: watch::Receiver<Option<String>>,
     next_unit: Arc<AtomicU64>,
     stats: Arc<Stats>,
 }
@@ -75,6 +76,11 @@ impl DriverHandle {
         self.ready.clone()
     }
 
+    /// Why the latest canary did not come through, if it was refused.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.clone()
+    }
+
     /// Units that wait, and units that are open.
     pub fn counts(&self) -> (usize, usize) {
         (self.stats.waiting.load(Ordering::Relaxed), self.stats.active.load(Ordering::Relaxed))
@@ -83,7 +89,11 @@ impl DriverHandle {
     /// The pipeline's epoch, the microbatches sent so far, and how often the pipeline was lost.
     pub fn history(&self) -> (u64, u64, u64) {
         let stats = &self.stats;
-        (stats.epoch.load(Ordering::Relaxed), stats.microbatches.load(Ordering::Relaxed), stats.failures.load(Ordering::Relaxed))
+        (
+            stats.epoch.load(Ordering::Relaxed),
+            stats.microbatches.load(Ordering::Relaxed),
+            stats.failures.load(Ordering::Relaxed),
+        )
     }
 
     pub(crate) fn unit_ids(&self, count: usize) -> Vec<UnitId> {
@@ -121,11 +131,18 @@ impl Driver {
     pub fn start(self, shutdown: CancellationToken) -> std::io::Result<DriverHandle> {
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (ready, watching) = watch::channel(false);
+        let (trouble, troubled) = watch::channel(None);
         let stats = Arc::new(Stats::default());
-        let handle = DriverHandle { commands, ready: watching, next_unit: Arc::new(AtomicU64::new(1)), stats: stats.clone() };
+        let handle = DriverHandle {
+            commands,
+            ready: watching,
+            trouble: troubled,
+            next_unit: Arc::new(AtomicU64::new(1)),
+            stats: stats.clone(),
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let scheduler = Scheduler::new(self.limits);
-        let run = Run { driver: self, scheduler, sinks: HashMap::new(), inbox, ready, stats, epoch: 0 };
+        let run = Run { driver: self, scheduler, sinks: HashMap::new(), inbox, ready, trouble, stats, epoch: 0 };
         std::thread::Builder::new().name("driver".to_owned()).spawn(move || runtime.block_on(run.forever(shutdown)))?;
         Ok(handle)
     }
@@ -140,6 +157,7 @@ struct Run {
     sinks: HashMap<UnitId, Sink>,
     inbox: mpsc::Receiver<Command>,
     ready: watch::Sender<bool>,
+    trouble: watch::Sender<Option<String>>,
     stats: Arc<Stats>,
     epoch: u64,
 }
@@ -255,7 +273,10 @@ impl Run {
                 Action::Finished(CANARY, _) => {
                     self.ready.send_replace(true);
                 }
-                Action::Failed(CANARY, reason) => return Err(format!("the canary failed: {reason}")),
+                Action::Failed(CANARY, reason) => {
+                    self.trouble.send_replace(Some(reason.clone()));
+                    return Err(format!("the canary failed: {reason}"));
+                }
                 _ => {}
             }
             self.stats.microbatches.store(link.sent, Ordering::Relaxed);
@@ -325,7 +346,10 @@ impl Link {
     }
 
     /// The next result of this link and epoch, or why the link is over.
-    fn check(&mut self, message: Result<Option<janus_wire::v1::ResultMessage>, tonic::Status>) -> Result<StepResult, String> {
+    fn check(
+        &mut self,
+        message: Result<Option<janus_wire::v1::ResultMessage>, tonic::Status>,
+    ) -> Result<StepResult, String> {
         let message = message.map_err(|status| status.message().to_owned())?.and_then(|m| m.message);
         let Some(result_message::Message::Result(result)) = message else {
             return Err("the last stage ended its results".to_owned());

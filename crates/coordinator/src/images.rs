@@ -17,6 +17,8 @@ const KEEP_BYTES: usize = 256 << 20;
 /// A picture's bytes and digest.
 #[derive(Debug, Clone)]
 pub(crate) struct Blob {
+    /// The field of the request that meant it.
+    pub(crate) field: String,
     pub(crate) digest: [u8; 32],
     pub(crate) data: Bytes,
 }
@@ -47,7 +49,7 @@ impl Blobs {
             let clock = inner.clock;
             let found = inner.blobs.get_mut(&(tenant.to_owned(), digest)).map(|(data, used)| {
                 *used = clock;
-                Blob { digest, data: data.clone() }
+                Blob { field: field.to_owned(), digest, data: data.clone() }
             });
             let hex = janus_wire::hello::hex(&digest);
             return found.ok_or_else(|| Status::not_found(format!("{field}: no picture {hex} is here; send its bytes")));
@@ -60,7 +62,7 @@ impl Blobs {
             return Err(status::invalid(field, "sha256 is not the digest of data"));
         }
         self.keep(tenant, digest, image.data.clone());
-        Ok(Blob { digest, data: image.data.clone() })
+        Ok(Blob { field: field.to_owned(), digest, data: image.data.clone() })
     }
 
     fn keep(&self, tenant: &str, digest: [u8; 32], data: Bytes) {

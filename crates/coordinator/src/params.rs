@@ -11,6 +11,8 @@ use crate::schedule::Band;
 
 /// Pictures of one request.
 pub(crate) const MAX_PICTURES: u32 = 256;
+/// Largest guidance weight: far above anything that still paints, far below what overflows a logit.
+pub(crate) const MAX_CFG_WEIGHT: f32 = 1e6;
 /// Longest prompt in bytes; the tokeniser sees nothing longer.
 pub(crate) const MAX_PROMPT: usize = 1 << 20;
 
@@ -23,7 +25,8 @@ pub(crate) struct Header {
 }
 
 pub(crate) fn header(header: Option<RequestHeader>, model: &str) -> Result<Header, Status> {
-    let header = header.ok_or_else(|| invalid("header", "is missing; a request needs a request_id of its caller's choice"))?;
+    let header =
+        header.ok_or_else(|| invalid("header", "is missing; a request needs a request_id of its caller's choice"))?;
     let id = header.request_id;
     if id.is_empty() || id.len() > 128 || !id.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(invalid("header.request_id", "must be 1 to 128 printable ASCII characters without spaces"));
@@ -52,8 +55,8 @@ pub(crate) fn header(header: Option<RequestHeader>, model: &str) -> Result<Heade
 /// Sampling of a picture; what the request leaves open is the checkpoint's.
 pub(crate) fn image_sampling(request: &GenerateImageRequest, defaults: &GenerationDefaults) -> Result<Sampling, Status> {
     let cfg_weight = request.cfg_weight.unwrap_or(defaults.cfg_weight);
-    if !(cfg_weight.is_finite() && cfg_weight >= 0.0) {
-        return Err(invalid("cfg_weight", format!("{cfg_weight} must be a finite number of at least 0")));
+    if !(0.0..=MAX_CFG_WEIGHT).contains(&cfg_weight) {
+        return Err(invalid("cfg_weight", format!("{cfg_weight} must be a number from 0 to {MAX_CFG_WEIGHT}")));
     }
     let top_k = request.top_k.or(defaults.top_k.map(|k| k as u32));
     let top_p = request.top_p.or(defaults.top_p);

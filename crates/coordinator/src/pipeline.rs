@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use janus_wire::v1::stage_client::StageClient;
 use janus_wire::v1::{
-    ConfigureRequest, LinkMessage, ResultMessage, Role, decoder_client::DecoderClient, encoder_client::EncoderClient, link_message,
-    result_message,
+    ConfigureRequest, LinkMessage, ResultMessage, Role, decoder_client::DecoderClient, encoder_client::EncoderClient,
+    link_message, result_message,
 };
 use janus_wire::{Error, Identity, MAX_NODE_MESSAGE, Security};
 use tokio::sync::mpsc;
@@ -45,12 +45,23 @@ pub(crate) struct Ends {
 }
 
 /// Connects the stages for a new epoch.
-pub(crate) async fn connect(nodes: &Nodes, identity: &Identity, security: &Security, pipeline: u64, epoch: u64) -> Result<Ends, Error> {
-    let refused = |node: &StageNode, status: Status| Error::Connect { address: node.address.clone(), reason: status.message().to_owned() };
+pub(crate) async fn connect(
+    nodes: &Nodes,
+    identity: &Identity,
+    security: &Security,
+    pipeline: u64,
+    epoch: u64,
+) -> Result<Ends, Error> {
+    let refused = |node: &StageNode, status: Status| Error::Connect {
+        address: node.address.clone(),
+        reason: status.message().to_owned(),
+    };
     let mut clients = Vec::new();
     for node in &nodes.stages {
         let channel = janus_wire::connect(&node.address, security).await?;
-        let client = StageClient::new(channel).max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE);
+        let client = StageClient::new(channel)
+            .max_decoding_message_size(MAX_NODE_MESSAGE)
+            .max_encoding_message_size(MAX_NODE_MESSAGE);
         clients.push((node, client));
     }
     let mut next: Option<&StageNode> = None;
@@ -103,7 +114,10 @@ impl<T: Clone> Pool<T> {
 
     async fn pick(&self, make: impl FnOnce(Channel) -> T) -> Result<T, Error> {
         if self.nodes.is_empty() {
-            return Err(Error::Connect { address: "a node".to_owned(), reason: "the pipeline has none of this role".to_owned() });
+            return Err(Error::Connect {
+                address: "a node".to_owned(),
+                reason: "the pipeline has none of this role".to_owned(),
+            });
         }
         let turn = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % self.nodes.len();
         let (address, client) = &self.nodes[turn];

@@ -44,8 +44,8 @@ pub(crate) struct Record {
     pub(crate) units: Vec<UnitId>,
     state: Mutex<Vec<Progress>>,
     changed: watch::Sender<u64>,
-    /// Each picture is decoded once, whoever asks.
-    pub(crate) pictures: Vec<OnceCell<DecodeResponse>>,
+    /// Each picture is decoded once, whoever asks, and kept while somebody reads.
+    pictures: Mutex<Vec<Arc<OnceCell<DecodeResponse>>>>,
     /// Ids fed at the start, for `Started`.
     pub(crate) prompt: Vec<u32>,
 }
@@ -57,7 +57,7 @@ impl Record {
             fingerprint,
             state: Mutex::new(vec![progress; units.len()]),
             changed: watch::channel(0).0,
-            pictures: units.iter().map(|_| OnceCell::new()).collect(),
+            pictures: Mutex::new(units.iter().map(|_| Arc::default()).collect()),
             units,
             prompt,
         }
@@ -78,6 +78,16 @@ impl Record {
 
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Where the picture of unit `index` is kept.
+    pub(crate) fn picture(&self, index: usize) -> Option<Arc<OnceCell<DecodeResponse>>> {
+        self.pictures.lock().unwrap_or_else(PoisonError::into_inner).get(index).cloned()
+    }
+
+    /// Lets go of the pictures; their ids can be decoded again.
+    fn forget_pictures(&self) {
+        self.pictures.lock().unwrap_or_else(PoisonError::into_inner).fill_with(Arc::default);
     }
 
     pub(crate) fn finished(&self) -> bool {
@@ -110,12 +120,15 @@ pub(crate) enum Joined {
     Conflict,
 }
 
+/// What is done about units that nobody wants any more.
+type GiveUp = Arc<dyn Fn(&[UnitId]) + Send + Sync>;
+
 /// A caller's hold on a request. When the last one of an unfinished request goes, its units are given up.
 pub(crate) struct Reader {
     pub(crate) record: Arc<Record>,
     id: String,
     requests: Requests,
-    give_up: Box<dyn Fn(&[UnitId]) + Send + Sync>,
+    give_up: GiveUp,
 }
 
 impl Requests {
@@ -137,7 +150,7 @@ impl Requests {
         entry.readers += 1;
         entry.left = None;
         let reader =
-            Reader { record: entry.record.clone(), id: id.to_owned(), requests: self.clone(), give_up: Box::new(give_up) };
+            Reader { record: entry.record.clone(), id: id.to_owned(), requests: self.clone(), give_up: Arc::new(give_up) };
         if known { Joined::Known(reader) } else { Joined::New(reader) }
     }
 
@@ -171,6 +184,17 @@ impl Requests {
     }
 }
 
+impl Reader {
+    /// Another hold on the same request.
+    pub(crate) fn another(&self) -> Reader {
+        if let Some(entry) = self.requests.lock().get_mut(&self.id).filter(|e| Arc::ptr_eq(&e.record, &self.record)) {
+            entry.readers += 1;
+        }
+        let (record, id, requests) = (self.record.clone(), self.id.clone(), self.requests.clone());
+        Reader { record, id, requests, give_up: self.give_up.clone() }
+    }
+}
+
 impl Drop for Reader {
     fn drop(&mut self) {
         let mut all = self.requests.lock();
@@ -179,9 +203,11 @@ impl Drop for Reader {
         if entry.readers > 0 {
             return;
         }
-        let failed = (0..self.record.units.len()).any(|i| self.record.look(i, |p| matches!(p.end, Some(Err(_)))).unwrap_or(true));
+        let failed =
+            (0..self.record.units.len()).any(|i| self.record.look(i, |p| matches!(p.end, Some(Err(_)))).unwrap_or(true));
         if self.record.finished() && !failed {
             entry.left = Some(Instant::now());
+            self.record.forget_pictures();
         } else {
             // Unfinished, or failed: a caller that tries again gets a fresh start.
             all.remove(&self.id);
@@ -202,9 +228,14 @@ mod tests {
         let given_up = Arc::new(AtomicUsize::new(0));
         let join = |print: u8| {
             let count = given_up.clone();
-            requests.join("a", [print; 32], || Record::new([1; 32], vec![7], &[], vec![]), move |units| {
-                count.fetch_add(units.len(), Ordering::Relaxed);
-            })
+            requests.join(
+                "a",
+                [print; 32],
+                || Record::new([1; 32], vec![7], &[], vec![]),
+                move |units| {
+                    count.fetch_add(units.len(), Ordering::Relaxed);
+                },
+            )
         };
         let first = join(1);
         assert!(matches!(first, Joined::New(_)));

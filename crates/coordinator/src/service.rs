@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use janus_spec::{GenerationPrompt, ModelSpec, Tokenizer};
 use janus_wire::v1::inference_server::{Inference, InferenceServer};
-use janus_wire::v1::{self, Ids, Kind, Piece, Role, Sampling, decoder_client::DecoderClient, encoder_client::EncoderClient, piece};
+use janus_wire::v1::{
+    self, Ids, Kind, Piece, Role, Sampling, decoder_client::DecoderClient, encoder_client::EncoderClient, piece,
+};
 use janus_wire::{Identity, MAX_CLIENT_MESSAGE, Security, status};
 
 use sha2::{Digest, Sha256};
@@ -19,7 +21,7 @@ use crate::drive::{DriverHandle, Sink};
 use crate::images::{Blob, Blobs};
 use crate::params::{self, Header, MAX_PICTURES, MAX_PROMPT};
 use crate::pipeline::{Nodes, Pool};
-use crate::request::{Joined, Reader, Record, Requests};
+use crate::request::{Failure, Joined, Reader, Record, Requests};
 use crate::schedule::UnitSpec;
 
 mod chat;
@@ -52,6 +54,8 @@ struct Shared {
     encoders: Pool<EncoderClient<Channel>>,
     decoders: Pool<DecoderClient<Channel>>,
     draining: CancellationToken,
+    /// Held by every call until its last event is with the transport.
+    running: Arc<()>,
 }
 
 /// The public gRPC service. Cheap to clone.
@@ -80,17 +84,25 @@ impl Coordinator {
             nodes,
             driver,
             draining,
+            running: Arc::default(),
         }))
     }
 
     /// As a tonic service.
     pub fn server(self) -> InferenceServer<Self> {
-        InferenceServer::new(self).max_decoding_message_size(MAX_CLIENT_MESSAGE).max_encoding_message_size(MAX_CLIENT_MESSAGE)
+        InferenceServer::new(self)
+            .max_decoding_message_size(MAX_CLIENT_MESSAGE)
+            .max_encoding_message_size(MAX_CLIENT_MESSAGE)
     }
 
     /// Requests that are not finished, and all that are remembered.
     pub fn requests(&self) -> (usize, usize) {
         self.0.requests.counts()
+    }
+
+    /// Calls that are being answered.
+    pub fn running(&self) -> usize {
+        Arc::strong_count(&self.0.running) - 1
     }
 }
 
@@ -100,10 +112,16 @@ fn tenant<T>(_: &Request<T>) -> String {
 }
 
 impl Shared {
-    fn admit(&self) -> Result<(), Status> {
-        if self.draining.is_cancelled() {
-            return Err(status::unavailable("the server is shutting down", RETRY));
+    /// A place among the calls that a shutdown waits for, until one has begun.
+    fn enter(&self) -> Result<Arc<()>, Status> {
+        let place = self.running.clone();
+        match self.draining.is_cancelled() {
+            true => Err(status::unavailable("the server is shutting down", RETRY)),
+            false => Ok(place),
         }
+    }
+
+    fn admit(&self) -> Result<(), Status> {
         match *self.driver.ready().borrow() {
             true => Ok(()),
             false => Err(status::unavailable("the pipeline is not ready", RETRY)),
@@ -135,22 +153,35 @@ impl Shared {
         };
         let reader = match self.requests.join(&key, fingerprint, make, move |units| driver.cancel(units)) {
             Joined::Conflict => {
-                return Err(Status::already_exists(format!("header.request_id: `{}` is in use with other parameters", header.id)));
+                return Err(Status::already_exists(format!(
+                    "header.request_id: `{}` is in use with other parameters",
+                    header.id
+                )));
             }
             Joined::Known(reader) => return Ok(reader),
             Joined::New(reader) => reader,
         };
+        self.submit(tenant, specs, pictures, reader.another()).await;
+        Ok(reader)
+    }
+
+    /// Gives units to the driver. A caller that goes away meanwhile does not end this: others may have joined.
+    async fn submit(self: &Arc<Self>, tenant: &str, specs: Vec<UnitSpec>, pictures: Vec<Blob>, reader: Reader) {
         let pictures = Arc::new(pictures);
+        let mut units = Vec::new();
         for (index, spec) in specs.into_iter().enumerate() {
-            let (shared, tenant, pictures) = (self.clone(), tenant.to_owned(), pictures.clone());
+            let (shared, tenant, pictures, record) =
+                (self.clone(), tenant.to_owned(), pictures.clone(), reader.record.clone());
             let again = move |unit| {
-                let (shared, tenant, pictures) = (shared.clone(), tenant.clone(), pictures.clone());
+                let (shared, tenant, pictures, record) = (shared.clone(), tenant.clone(), pictures.clone(), record.clone());
                 tokio::spawn(async move {
                     match shared.understand(&tenant, &pictures).await {
                         Ok(()) => shared.driver.features_ready(unit).await,
                         Err(error) => {
                             tracing::warn!(%error, "pictures could not be encoded again");
                             shared.driver.cancel(&[unit]);
+                            let lost = Failure::Lost("its pictures are gone and could not be encoded again".to_owned());
+                            record.update(index, |p| p.end = Some(Err(lost)));
                         }
                     }
                 });
@@ -162,9 +193,22 @@ impl Shared {
                 again(unit);
             });
             let sink = Sink { record: reader.record.clone(), index, encode_again: Some(encode_again) };
-            self.driver.submit(spec, sink).await.map_err(|()| status::unavailable("the pipeline's driver is gone", RETRY))?;
+            units.push((index, spec, sink));
         }
-        Ok(reader)
+        let driver = self.driver.clone();
+        let submit = async move {
+            for (index, spec, sink) in units {
+                let record = &reader.record;
+                // Cancelled before it was the turn of this one.
+                if record.look(index, |p| p.end.is_some()).unwrap_or(true) {
+                    continue;
+                }
+                if driver.submit(spec, sink).await.is_err() {
+                    record.update(index, |p| p.end = Some(Err(Failure::Lost("the pipeline's driver is gone".to_owned()))));
+                }
+            }
+        };
+        let _ = tokio::spawn(submit).await;
     }
 
     /// Has the features of all pictures at the first stage.
@@ -181,14 +225,16 @@ impl Shared {
                 stage_first_layer: first.layers.start as u32,
                 stage_end_layer: first.layers.end as u32,
             };
-            retried(|| async { self.encoders.encoder().await.map_err(unreachable)?.understand(request.clone()).await }).await?;
+            let call =
+                retried(|| async { self.encoders.encoder().await.map_err(unreachable)?.understand(request.clone()).await });
+            call.await.map_err(|status| status::blame(&picture.field, status))?;
         }
         Ok(())
     }
 
     /// The picture of a unit's ids, decoded once.
     async fn picture(&self, record: &Record, index: usize, ids: &[u32]) -> Result<v1::DecodeResponse, Status> {
-        let Some(cell) = record.pictures.get(index) else { return Err(Status::internal("no such picture")) };
+        let Some(cell) = record.picture(index) else { return Err(Status::internal("no such picture")) };
         cell.get_or_try_init(|| self.decode(ids)).await.cloned()
     }
 
@@ -199,7 +245,8 @@ impl Shared {
 
     async fn encode_ids(&self, picture: &Blob) -> Result<Vec<u32>, Status> {
         let request = v1::EncodeIdsRequest { hello: Some(self.hello()), image: picture.data.clone() };
-        let answer = retried(|| async { self.encoders.encoder().await.map_err(unreachable)?.tokenize(request.clone()).await }).await?;
+        let call = retried(|| async { self.encoders.encoder().await.map_err(unreachable)?.tokenize(request.clone()).await });
+        let answer = call.await.map_err(|status| status::blame(&picture.field, status))?;
         Ok(answer.ids)
     }
 
@@ -222,7 +269,11 @@ where
     loop {
         match call().await {
             Ok(answer) => return Ok(answer.into_inner()),
-            Err(status) if attempt < ATTEMPTS && matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown) => attempt += 1,
+            Err(status)
+                if attempt < ATTEMPTS && matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown) =>
+            {
+                attempt += 1
+            }
             Err(status) => return Err(status),
         }
     }
@@ -247,8 +298,20 @@ async fn deadline(left: Option<Duration>) -> Status {
     }
 }
 
+/// The outcome of `work`, unless the deadline comes first.
+async fn within<T>(left: Option<Duration>, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    tokio::select! {
+        outcome = work => outcome,
+        status = deadline(left) => Err(status),
+    }
+}
+
 /// Runs a reader's task: events until the end, an error, the deadline, or until nobody listens.
-fn stream<T, F>(left: Option<Duration>, run: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F) -> Response<Events<T>>
+fn stream<T, F>(
+    place: Arc<()>,
+    left: Option<Duration>,
+    run: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F,
+) -> Response<Events<T>>
 where
     T: Send + 'static,
     F: Future<Output = Result<(), Status>> + Send + 'static,
@@ -264,6 +327,7 @@ where
         if let Err(status) = end {
             let _ = events.send(Err(status)).await;
         }
+        drop(place);
     });
     Response::new(ReceiverStream::new(stream))
 }
@@ -278,7 +342,10 @@ impl Inference for Coordinator {
     type GenerateImageStream = Events<v1::GenerateImageEvent>;
     type ChatStream = Events<v1::ChatEvent>;
 
-    async fn generate_image(&self, request: Request<v1::GenerateImageRequest>) -> Result<Response<Self::GenerateImageStream>, Status> {
+    async fn generate_image(
+        &self,
+        request: Request<v1::GenerateImageRequest>,
+    ) -> Result<Response<Self::GenerateImageStream>, Status> {
         paint::paint(&self.0, &tenant(&request), request.into_inner()).await
     }
 
@@ -291,11 +358,9 @@ impl Inference for Coordinator {
         let request = request.into_inner();
         let header = params::header(request.header, &self.0.model.name)?;
         let image = request.image.ok_or_else(|| status::invalid("image", "is missing"))?;
+        let _place = self.0.enter()?;
         let blob = self.0.blobs.resolve(&tenant, "image", &image)?;
-        let tokens = tokio::select! {
-            ids = self.0.encode_ids(&blob) => ids?,
-            status = deadline(header.left) => return Err(status),
-        };
+        let tokens = within(header.left, self.0.encode_ids(&blob)).await?;
         Ok(Response::new(v1::TokenizeResponse { tokens }))
     }
 
@@ -303,21 +368,20 @@ impl Inference for Coordinator {
         let request = request.into_inner();
         let header = params::header(request.header, &self.0.model.name)?;
         check_ids(&request.tokens, &self.0.model.spec)?;
-        let picture = tokio::select! {
-            picture = self.0.decode(&request.tokens) => picture?,
-            status = deadline(header.left) => return Err(status),
-        };
+        let _place = self.0.enter()?;
+        let picture = within(header.left, self.0.decode(&request.tokens)).await?;
         Ok(Response::new(v1::DetokenizeResponse { width: picture.width, height: picture.height, rgb: picture.rgb }))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
         let id = format!("{}/{}", tenant(&request), request.get_ref().request_id);
         let record = self.0.requests.get(&id);
-        let record = record.ok_or_else(|| Status::not_found(format!("request_id: `{}` is unknown", request.get_ref().request_id)))?;
+        let record =
+            record.ok_or_else(|| Status::not_found(format!("request_id: `{}` is unknown", request.get_ref().request_id)))?;
         self.0.driver.cancel(&record.units);
         for index in 0..record.units.len() {
             record.update(index, |p| {
-                p.end.get_or_insert(Err(crate::request::Failure::Cancelled));
+                p.end.get_or_insert(Err(Failure::Cancelled));
             });
         }
         self.0.requests.remove(&id);
@@ -342,7 +406,10 @@ impl Inference for Coordinator {
 
 fn check_ids(ids: &[u32], spec: &ModelSpec) -> Result<(), Status> {
     if ids.len() != spec.image_tokens() {
-        return Err(status::invalid("tokens", format!("a picture of this model has {} ids, not {}", spec.image_tokens(), ids.len())));
+        return Err(status::invalid(
+            "tokens",
+            format!("a picture of this model has {} ids, not {}", spec.image_tokens(), ids.len()),
+        ));
     }
     match ids.iter().enumerate().find(|(_, id)| **id as usize >= spec.vq.codebook) {
         Some((i, id)) => {

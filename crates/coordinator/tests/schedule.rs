@@ -309,5 +309,8 @@ fn a_full_queue_says_so_and_keeps_what_it_has() {
 fn what_can_never_fit_is_refused_with_numbers() {
     let mut scheduler = Scheduler::new(LIMITS);
     let actions = scheduler.step(Event::Submit(Box::new(text(1, 800, 200))));
-    assert!(matches!(&actions[..], [Action::Failed(1, reason)] if reason.contains("999") && reason.contains("900")), "{actions:?}");
+    assert!(
+        matches!(&actions[..], [Action::Failed(1, reason)] if reason.contains("999") && reason.contains("900")),
+        "{actions:?}"
+    );
 }

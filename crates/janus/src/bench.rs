@@ -53,7 +53,10 @@ pub(crate) fn run(args: Bench) -> Outcome {
         },
     };
     if args.stages > checkpoint.spec.llm.layers {
-        return Err(Failure::mistake(format!("--stages {}: the model has {} layers", args.stages, checkpoint.spec.llm.layers)));
+        return Err(Failure::mistake(format!(
+            "--stages {}: the model has {} layers",
+            args.stages, checkpoint.spec.llm.layers
+        )));
     }
     let pool = Arc::new(Pool::new(args.threads.unwrap_or_else(janus_model::default_threads)));
     let weights = args.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);

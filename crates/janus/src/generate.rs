@@ -79,7 +79,11 @@ pub(crate) fn run(args: Generate) -> Outcome {
             tokens: &picture.tokens,
             sha256: &picture.sha256,
         });
-        output::print_json(&Answer { model: &session.model.model, prompt_tokens: &prompt_tokens, images: images.collect() })?;
+        output::print_json(&Answer {
+            model: &session.model.model,
+            prompt_tokens: &prompt_tokens,
+            images: images.collect(),
+        })?;
     }
     Ok(())
 }

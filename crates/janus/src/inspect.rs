@@ -74,7 +74,7 @@ pub(crate) fn run(args: Inspect) -> Outcome {
         bytes,
         kv_bytes_per_position: spec.kv_bytes_per_position(4),
         image: Image { size: spec.vq.image_size, tokens: spec.image_tokens(), codebook: spec.vq.codebook },
-        special_ids: tokenizer.special().clone(),
+        special_ids: *tokenizer.special(),
         spec,
     };
     if args.json {

@@ -15,8 +15,12 @@ use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
 use janus_worker::stage::{ModelCompute, StageService};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService;
 use tonic::transport::server::Router;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::failure::{Failure, Outcome};
 
@@ -30,6 +34,8 @@ const ROWS: usize = 16;
 const FEATURE_BYTES: usize = 256 << 20;
 /// How long a pipeline in this process may take from its weights to its first id.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// How long the last events may take to their readers.
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// How to run a model in this process.
 pub(crate) struct Options {
@@ -67,6 +73,9 @@ pub(crate) struct Local {
     driver: DriverHandle,
     coordinator: Coordinator,
     draining: CancellationToken,
+    /// Ends the public server when its calls are answered.
+    closing: CancellationToken,
+    serving: JoinHandle<()>,
     shutdown: CancellationToken,
 }
 
@@ -82,7 +91,9 @@ impl Local {
         let layers = checkpoint.spec.llm.layers;
         if options.stages > layers {
             let stages = options.stages;
-            return Err(Failure::mistake(format!("--stages {stages}: the model has {layers} layers, so at most {layers} stages")));
+            return Err(Failure::mistake(format!(
+                "--stages {stages}: the model has {layers} layers, so at most {layers} stages"
+            )));
         }
         // Ports first: a taken one is known before minutes of loading.
         let public = Listener::bind(&options.listen).await.map_err(Failure::mistake)?;
@@ -107,7 +118,8 @@ impl Local {
             let range = share(layers, i, options.stages);
             let compute = ModelCompute::load(&checkpoint, pool.clone(), range.clone(), weights, options.kv, SLOTS)?;
             let service =
-                StageService::start(identity.clone(), security.clone(), compute, SLOTS, FEATURE_BYTES, shutdown.clone()).map_err(broken)?;
+                StageService::start(identity.clone(), security.clone(), compute, SLOTS, FEATURE_BYTES, shutdown.clone())
+                    .map_err(broken)?;
             let address = spawn(&security, |server| server.add_service(service.server()), &shutdown).await?;
             nodes.stages.push(StageNode { address: address.to_string(), layers: range });
         }
@@ -135,7 +147,9 @@ impl Local {
             nodes: nodes.clone(),
             limits: Limits {
                 slots: SLOTS,
-                kv_positions: usize::try_from(kv_budget() / per_position).unwrap_or(usize::MAX).max(checkpoint.spec.llm.max_positions),
+                kv_positions: usize::try_from(kv_budget() / per_position)
+                    .unwrap_or(usize::MAX)
+                    .max(checkpoint.spec.llm.max_positions),
                 queue: QUEUE,
                 pools: 1,
                 rows: ROWS,
@@ -148,51 +162,84 @@ impl Local {
         let coordinator = Coordinator::new(model, identity, &security, nodes, driver.clone(), draining.clone());
 
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_not_serving::<InferenceServer<Coordinator>>().await;
-        let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+        report(&health, false).await;
+        // The descriptors hold the nodes' services too, which are not served here.
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(InferenceServer::<Coordinator>::NAME)
+            .with_service_name("grpc.health.v1.Health");
         let reflection = reflection.build_v1().map_err(broken)?;
         let router = janus_wire::server(&security).map_err(broken)?;
         let mut router = router;
         let router = router.add_service(coordinator.clone().server()).add_service(health_service).add_service(reflection);
-        let until = shutdown.clone();
-        tokio::spawn(async move { router.serve_with_incoming_shutdown(public.incoming(), until.cancelled_owned()).await });
+        let closing = CancellationToken::new();
+        let until = closing.clone();
+        let serving = tokio::spawn(async move {
+            if let Err(error) = router.serve_with_incoming_shutdown(public.incoming(), until.cancelled_owned()).await {
+                tracing::error!(%error, "the public server ended");
+            }
+        });
 
         // Health follows readiness: a canary, or nothing.
-        let (mut ready, closing) = (driver.ready(), draining.clone());
+        let (mut ready, drain, reporter) = (driver.ready(), draining.clone(), health.clone());
         tokio::spawn(async move {
             loop {
-                let serving = *ready.borrow_and_update() && !closing.is_cancelled();
-                match serving {
-                    true => health.set_serving::<InferenceServer<Coordinator>>().await,
-                    false => health.set_not_serving::<InferenceServer<Coordinator>>().await,
-                }
+                let serving = *ready.borrow_and_update() && !drain.is_cancelled();
+                report(&reporter, serving).await;
                 tokio::select! {
                     changed = ready.changed() => if changed.is_err() { break },
-                    () = closing.cancelled(), if !closing.is_cancelled() => {}
+                    () = drain.cancelled(), if !drain.is_cancelled() => {}
                 }
             }
         });
 
-        let local = Local { address, driver, coordinator, draining, shutdown };
+        let local = Local { address, driver, coordinator, draining, closing, serving, shutdown };
         local.ready().await?;
+        // Whoever is told that we are ready must find us healthy.
+        report(&health, true).await;
         Ok(local)
     }
 
     async fn ready(&self) -> Outcome {
-        let mut ready = self.driver.ready();
-        match tokio::time::timeout(READY_WITHIN, ready.wait_for(|ready| *ready)).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(Failure::Broken("no token came through the pipeline; run with JANUS_LOG=info to see why".to_owned())),
+        let (mut ready, mut trouble) = (self.driver.ready(), self.driver.trouble());
+        tokio::select! {
+            ready = ready.wait_for(|ready| *ready) => if ready.is_ok() { return Ok(()) },
+            reason = trouble.wait_for(Option::is_some) => {
+                // Nothing but the weights can be at fault here: the prompt is two special ids.
+                if let Some(reason) = reason.ok().and_then(|r| r.clone()) {
+                    return Err(Failure::mistake(format!("the model cannot draw a first id: {reason}")));
+                }
+            }
+            () = tokio::time::sleep(READY_WITHIN) => {}
         }
+        Err(Failure::Broken("no token came through the pipeline; run with JANUS_LOG=info to see why".to_owned()))
     }
 
     /// Stops admitting, waits until what runs is done (at most `grace`), then ends every stream and server.
-    pub(crate) async fn stop(self, grace: Duration) {
+    pub(crate) async fn stop(mut self, grace: Duration) {
         self.draining.cancel();
         let deadline = tokio::time::Instant::now() + grace;
-        while self.coordinator.requests().0 > 0 && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        while self.coordinator.running() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        // Last events are still on their way; a client that only watches our health is not waited for.
+        self.closing.cancel();
+        let _ = tokio::time::timeout(FLUSH, &mut self.serving).await;
+        self.shutdown.cancel();
+    }
+}
+
+/// Health of the public service, and of the process as a whole.
+async fn report(health: &HealthReporter, serving: bool) {
+    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    health.set_service_status(InferenceServer::<Coordinator>::NAME, status).await;
+    health.set_service_status("", status).await;
+}
+
+impl Drop for Local {
+    /// The driver hears of the end before its links break, and so has nothing to complain about.
+    fn drop(&mut self) {
         self.shutdown.cancel();
     }
 }

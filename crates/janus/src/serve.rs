@@ -44,7 +44,8 @@ pub(crate) fn run(args: Serve) -> Outcome {
 
 /// Anybody who reaches the port can use it, so anything but loopback must be meant.
 fn check_listen(listen: &str, insecure: bool) -> Outcome {
-    let addresses = listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
+    let addresses =
+        listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
     let open = addresses.into_iter().find(|a| !a.ip().is_loopback());
     match open {
         Some(address) if !insecure => Err(Failure::mistake(format!(

@@ -22,10 +22,10 @@ pub(crate) fn runtime() -> Outcome<Runtime> {
 
 /// A connection to a coordinator.
 pub(crate) struct Session {
+    /// Keeps a cluster in this process alive; ends before the runtime that it runs on.
+    _local: Option<Local>,
     runtime: Runtime,
     client: InferenceClient<Channel>,
-    /// Keeps a cluster in this process alive.
-    _local: Option<Local>,
     /// What is served.
     pub(crate) model: v1::DescribeModelResponse,
     requests: u64,
@@ -100,7 +100,11 @@ impl Session {
     }
 
     /// Asks; `on_text` gets the answer as it grows. Returns the prompt's ids and the whole answer.
-    pub(crate) fn ask(&mut self, mut request: v1::ChatRequest, mut on_text: impl FnMut(&str)) -> Outcome<(Vec<u32>, v1::ChatDone)> {
+    pub(crate) fn ask(
+        &mut self,
+        mut request: v1::ChatRequest,
+        mut on_text: impl FnMut(&str),
+    ) -> Outcome<(Vec<u32>, v1::ChatDone)> {
         request.header = Some(self.header());
         let client = &mut self.client;
         self.runtime.block_on(async {

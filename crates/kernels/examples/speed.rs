@@ -1,7 +1,10 @@
 //! Measures the matrix product at Janus-Pro-1B shapes against this machine's floors: `cargo run --release --example
 //! speed -p janus-kernels`. Ratios within one run are what counts.
+#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)]
 
-#![allow(unsafe_code)]
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use janus_kernels::{Isa, Packed, Pool, WeightFormat, force_isa, linear, measure};
 
@@ -36,13 +39,13 @@ fn main() {
                 let mut out = vec![0.0; m * n];
                 let mut best = f64::INFINITY;
                 for round in 0..(if m > 100 { 3 } else { 6 }) {
-                    let start = cpu_seconds(pool.threads());
+                    let start = seconds(pool.threads());
                     let times = if m > 100 { 1 } else { copies.len() };
                     for w in &copies[..times] {
                         linear(pool, &x, w, None, &mut out);
                     }
                     if round > 0 {
-                        best = best.min((cpu_seconds(pool.threads()) - start) / times as f64);
+                        best = best.min((seconds(pool.threads()) - start) / times as f64);
                     }
                 }
                 let gflops = (2 * m * n * k) as f64 / best / 1e9;
@@ -62,16 +65,7 @@ fn main() {
 }
 
 /// Seconds: of this thread's CPU for one thread (a busy machine shows less), of the clock for more.
-fn cpu_seconds(threads: usize) -> f64 {
-    use std::sync::OnceLock;
-    use std::time::Instant;
+fn seconds(threads: usize) -> f64 {
     static START: OnceLock<Instant> = OnceLock::new();
-    #[cfg(target_os = "linux")]
-    if threads == 1 {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the struct is ours to fill.
-        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-        return time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9;
-    }
-    START.get_or_init(Instant::now).elapsed().as_secs_f64()
+    if threads == 1 { measure::thread_seconds() } else { START.get_or_init(Instant::now).elapsed().as_secs_f64() }
 }

@@ -1,9 +1,11 @@
 //! Measures the convolutions, norms and attention of one VQ decode to 384 x 384 (channels 128, multipliers 1 1 2 2 4,
 //! three residual blocks a level) on random weights: `cargo run --release --example vq -p janus-kernels -- winograd`.
-
-#![allow(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use janus_kernels::{
     ConvSpec, Isa, PackedConv, Pool, Rows, WeightFormat, attention_full, conv2d, default_threads, force_isa,
@@ -21,7 +23,7 @@ struct Decode<'a> {
 
 impl Decode<'_> {
     fn now(&self) -> f64 {
-        cpu_seconds(self.pool.threads())
+        seconds(self.pool.threads())
     }
 
     fn note(&mut self, what: String, start: f64, gflop: f64) {
@@ -38,7 +40,15 @@ impl Decode<'_> {
         }
     }
 
-    fn conv(&mut self, x: &[f32], side: usize, cin: usize, cout: usize, mut spec: ConvSpec, skip: Option<&[f32]>) -> Vec<f32> {
+    fn conv(
+        &mut self,
+        x: &[f32],
+        side: usize,
+        cin: usize,
+        cout: usize,
+        mut spec: ConvSpec,
+        skip: Option<&[f32]>,
+    ) -> Vec<f32> {
         spec.winograd = self.winograd;
         let up = if spec.upsample2x { "up " } else { "" };
         let name = format!("{up}conv{} {cin:3} -> {cout:3} at {}", spec.kh, spec.out_size(side, side).0);
@@ -121,7 +131,8 @@ fn main() {
     let pool = Pool::new(if has("1") { 1 } else { default_threads() });
     let wanted = Isa::available().into_iter().find(|isa| has(isa.name()));
     force_isa(wanted);
-    let mut decode = Decode { pool: &pool, winograd: has("winograd"), spent: BTreeMap::new(), convs: BTreeMap::new(), free: Vec::new() };
+    let mut decode =
+        Decode { pool: &pool, winograd: has("winograd"), spent: BTreeMap::new(), convs: BTreeMap::new(), free: Vec::new() };
     decode.decode();
     decode.spent.clear();
     let start = decode.now();
@@ -136,16 +147,7 @@ fn main() {
 }
 
 /// Seconds: of this thread's CPU for one thread (a busy machine shows less), of the clock for more.
-fn cpu_seconds(threads: usize) -> f64 {
-    use std::sync::OnceLock;
-    use std::time::Instant;
+fn seconds(threads: usize) -> f64 {
     static START: OnceLock<Instant> = OnceLock::new();
-    #[cfg(target_os = "linux")]
-    if threads == 1 {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the struct is ours to fill.
-        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-        return time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9;
-    }
-    START.get_or_init(Instant::now).elapsed().as_secs_f64()
+    if threads == 1 { measure::thread_seconds() } else { START.get_or_init(Instant::now).elapsed().as_secs_f64() }
 }

@@ -97,7 +97,7 @@ impl<T: Pod> AlignedBuf<T> {
     }
 
     fn layout(len: usize) -> Layout {
-        let bytes = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+        let bytes = len.saturating_mul(size_of::<T>());
         match Layout::from_size_align(bytes, 64) {
             Ok(layout) => layout,
             Err(_) => panic!("buffer of {len} elements exceeds the address space"),

@@ -7,8 +7,9 @@ mod head;
 
 use std::cell::RefCell;
 
-use self::head::{Keys, Queries, head, key_panel};
+use self::head::{Keys, Queries, head};
 use crate::aligned::AlignedBuf;
+use crate::gemm::arrange::transpose;
 use crate::gemm::tile::MOST;
 use crate::isa::isa;
 use crate::kv::{KvDtype, KvSlots};
@@ -37,11 +38,11 @@ impl<'a> Rows<'a> {
         Self { data, stride }
     }
 
-    fn row(&self, index: usize, width: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, index: usize, width: usize) -> &'a [f32] {
         &self.data[index * self.stride..][..width]
     }
 
-    fn holds(&self, rows: usize, width: usize) -> bool {
+    pub(crate) fn holds(&self, rows: usize, width: usize) -> bool {
         rows == 0 || self.data.len() >= (rows - 1) * self.stride + width
     }
 }
@@ -60,7 +61,10 @@ thread_local! {
 /// If shapes differ or a row's position wasn't written.
 pub fn attention(pool: &Pool, q: Rows<'_>, rows: &[AttnRow], heads: usize, kv: &KvSlots, layer: usize, out: &mut [f32]) {
     let (layers, kv_heads, dim, width) = kv.shape();
-    assert!(layer < layers && heads % kv_heads == 0 && out.len() == rows.len() * heads * dim, "attention: shapes differ");
+    assert!(
+        layer < layers && heads.is_multiple_of(kv_heads) && out.len() == rows.len() * heads * dim,
+        "attention: shapes differ"
+    );
     assert!(q.holds(rows.len(), heads * dim), "attention: q is too short");
     for row in rows {
         assert!(row.position < kv.len(row.slot), "attention: {row:?} was never written");
@@ -144,7 +148,7 @@ pub fn attention_full(
             // SAFETY: `count` rows of k lie from there; each task writes its own panel of keys and rows of values.
             unsafe {
                 let to = to_keys.part(at * padded * head_dim + panel * PANEL * head_dim, PANEL * head_dim);
-                key_panel(isa, from, k.stride, count, head_dim, to.as_mut_ptr());
+                transpose(isa, from, k.stride, count, PANEL, head_dim, to.as_mut_ptr());
                 for row in panel * PANEL..panel * PANEL + count {
                     for (part, from) in v.row(row, all)[at * head_dim..][..head_dim].chunks(PANEL).enumerate() {
                         let at = at * padded * width + (part * padded + row) * PANEL;

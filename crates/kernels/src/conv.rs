@@ -56,8 +56,7 @@ pub struct ConvSpec {
 
 impl ConvSpec {
     /// A 3x3 kernel, stride 1, padding 1.
-    pub const SAME_3X3: Self =
-        Self { kh: 3, kw: 3, stride: 1, pad: Pad::all(1), upsample2x: false, winograd: false };
+    pub const SAME_3X3: Self = Self { kh: 3, kw: 3, stride: 1, pad: Pad::all(1), upsample2x: false, winograd: false };
     /// A 1x1 kernel.
     pub const POINTWISE: Self = Self { kh: 1, kw: 1, stride: 1, pad: Pad::all(0), upsample2x: false, winograd: false };
 
@@ -96,13 +95,7 @@ impl PackedConv {
     /// # Errors
     /// [`Error::Shape`] if `weights` doesn't fit; [`Error::NotRepresentable`] for a quantised format, which
     /// convolutions don't take.
-    pub fn pack_oihw(
-        cout: usize,
-        cin: usize,
-        spec: ConvSpec,
-        weights: &[f32],
-        format: WeightFormat,
-    ) -> Result<Self, Error> {
+    pub fn pack_oihw(cout: usize, cin: usize, spec: ConvSpec, weights: &[f32], format: WeightFormat) -> Result<Self, Error> {
         let area = spec.kh * spec.kw;
         if weights.len() != cout * cin * area {
             return Err(Error::Shape { what: "conv weight", expected: cout * cin * area, got: weights.len() });

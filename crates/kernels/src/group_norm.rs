@@ -34,8 +34,8 @@ pub fn group_norm_swish(
     out: &mut [f32],
 ) {
     let channels = weight.len();
-    assert!(x.len() == out.len() && x.len() % channels == 0 && bias.len() == channels, "group_norm: shapes differ");
-    assert!(channels % groups == 0, "group_norm: groups");
+    assert!(x.len() == out.len() && x.len().is_multiple_of(channels) && bias.len() == channels, "group_norm: shapes differ");
+    assert!(channels.is_multiple_of(groups), "group_norm: groups");
     let pixels = x.len() / channels;
     PARTIAL.with_borrow_mut(|partial| {
         let segments = pixels.div_ceil(SEGMENT);

@@ -7,7 +7,9 @@
 
 use crate::Error;
 use crate::aligned::AlignedBuf;
+use crate::attention::{AttnRow, Rows};
 use crate::packed::{PANEL, bf16_lane, f32_to_bf16};
+use crate::pool::Pool;
 
 /// Storage type of keys and values. Part of the numerics id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,12 +51,10 @@ impl Store {
         }
     }
 
-    /// Sets lane `lane` of the 32-wide step starting at `step`.
-    #[inline(always)]
-    fn set(&mut self, step: usize, lane: usize, value: f32) {
+    fn address(&mut self) -> *mut u8 {
         match self {
-            Store::F32(values) => values[step + lane] = value,
-            Store::Bf16(values) => values[step + bf16_lane(lane)] = f32_to_bf16(value),
+            Store::F32(values) => values.as_mut_ptr().cast(),
+            Store::Bf16(values) => values.as_mut_ptr().cast(),
         }
     }
 
@@ -74,6 +74,17 @@ pub(crate) struct Slot {
     pub(crate) values: Store,
     capacity: usize,
     len: usize,
+    /// Length once the rows being checked are written.
+    planned: usize,
+}
+
+/// Where one position of one slot goes: pointers to layer and slot, valid for the whole table's shape.
+#[derive(Clone, Copy)]
+struct Place {
+    keys: *mut u8,
+    values: *mut u8,
+    padded: usize,
+    position: usize,
 }
 
 /// Keys and values of `layers` layers for a table of slots.
@@ -83,12 +94,19 @@ pub struct KvSlots {
     head_dim: usize,
     dtype: KvDtype,
     slots: Vec<Option<Slot>>,
+    /// Places of the rows being written; kept so that a step doesn't allocate.
+    places: Vec<Place>,
 }
+
+// SAFETY: the pointers in `places` are only followed inside `append_rows`, under its &mut self.
+unsafe impl Send for KvSlots {}
+// SAFETY: as above; everything else is Sync by itself.
+unsafe impl Sync for KvSlots {}
 
 impl KvSlots {
     /// A table of `slots` free slots.
     pub fn new(slots: usize, layers: usize, kv_heads: usize, head_dim: usize, dtype: KvDtype) -> Self {
-        Self { layers, kv_heads, head_dim, dtype, slots: (0..slots).map(|_| None).collect() }
+        Self { layers, kv_heads, head_dim, dtype, slots: (0..slots).map(|_| None).collect(), places: Vec::new() }
     }
 
     /// Bytes a slot of `capacity` positions takes, all layers.
@@ -111,7 +129,7 @@ impl KvSlots {
         let heads = self.layers * self.kv_heads;
         let keys = Store::zeroed(self.dtype, heads * padded * self.head_dim);
         let values = Store::zeroed(self.dtype, heads * padded * self.value_width());
-        self.slots[slot] = Some(Slot { padded, keys, values, capacity, len: 0 });
+        self.slots[slot] = Some(Slot { padded, keys, values, capacity, len: 0, planned: 0 });
         Ok(())
     }
 
@@ -172,27 +190,113 @@ impl KvSlots {
     /// # Panics
     /// If `layer`, `k` or `v` don't fit the table's shape.
     pub fn append(&mut self, layer: usize, slot: usize, position: usize, k: &[f32], v: &[f32]) -> Result<(), Error> {
-        let (heads, dim, width) = (self.kv_heads, self.head_dim, self.value_width());
-        assert!(layer < self.layers && k.len() == heads * dim && v.len() == heads * dim, "append: shapes differ");
-        let slots = self.slots.len();
-        let entry = self.slots.get_mut(slot).and_then(Option::as_mut).ok_or(Error::NoSuchSlot { slot, slots })?;
-        let (len, capacity) = (entry.len, entry.capacity);
-        if position > len || position >= capacity {
-            return Err(Error::Position { slot, position, len, capacity });
+        let width = self.kv_heads * self.head_dim;
+        assert!(layer < self.layers && k.len() == width && v.len() == width, "append: shapes differ");
+        self.check(&[AttnRow { slot, position }])?;
+        let place = self.place(slot, position)?;
+        for head in 0..self.kv_heads {
+            // SAFETY: the position lies inside the slot, and &mut self makes us its only user.
+            unsafe { self.write(layer, head, place, k, v) };
         }
-        entry.len = len.max(position + 1);
-        for head in 0..heads {
-            let base = (layer * heads + head) * entry.padded;
-            let keys = base * dim + position / PANEL * PANEL * dim;
-            for (d, &value) in k[head * dim..(head + 1) * dim].iter().enumerate() {
-                entry.keys.set(keys + d * PANEL, position % PANEL, value);
+        Ok(())
+    }
+
+    /// [`append`](Self::append) for all rows of a step, spread over the pool. Either all are written or, on an error,
+    /// none.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    ///
+    /// # Panics
+    /// If `layer`, `k` or `v` don't fit the table's shape.
+    pub fn append_rows(
+        &mut self,
+        pool: &Pool,
+        layer: usize,
+        rows: &[AttnRow],
+        k: Rows<'_>,
+        v: Rows<'_>,
+    ) -> Result<(), Error> {
+        let width = self.kv_heads * self.head_dim;
+        assert!(layer < self.layers && k.holds(rows.len(), width) && v.holds(rows.len(), width), "append: shapes differ");
+        self.check(rows)?;
+        self.places.clear();
+        for row in rows {
+            let place = self.place(row.slot, row.position)?;
+            self.places.push(place);
+        }
+        let this = &*self;
+        pool.run(this.kv_heads, |head| {
+            for (index, &place) in this.places.iter().enumerate() {
+                // SAFETY: the position lies inside the slot; &mut self keeps others out and tasks own their heads.
+                unsafe { this.write(layer, head, place, k.row(index, width), v.row(index, width)) };
             }
-            let values = base * width + position * PANEL;
-            for (d, &value) in v[head * dim..(head + 1) * dim].iter().enumerate() {
-                entry.values.set(values + d / PANEL * PANEL * entry.padded, d % PANEL, value);
+        });
+        Ok(())
+    }
+
+    /// Checks that `rows`, written in order, leave no hole and fit, then counts them as written.
+    fn check(&mut self, rows: &[AttnRow]) -> Result<(), Error> {
+        let slots = self.slots.len();
+        for row in rows {
+            if let Some(entry) = self.slots.get_mut(row.slot).and_then(Option::as_mut) {
+                entry.planned = entry.len;
+            }
+        }
+        for &AttnRow { slot, position } in rows {
+            let entry = self.slots.get_mut(slot).and_then(Option::as_mut).ok_or(Error::NoSuchSlot { slot, slots })?;
+            let (len, capacity) = (entry.planned, entry.capacity);
+            if position > len || position >= capacity {
+                return Err(Error::Position { slot, position, len, capacity });
+            }
+            entry.planned = len.max(position + 1);
+        }
+        for row in rows {
+            if let Some(entry) = self.slots.get_mut(row.slot).and_then(Option::as_mut) {
+                entry.len = entry.planned;
             }
         }
         Ok(())
+    }
+
+    fn place(&mut self, slot: usize, position: usize) -> Result<Place, Error> {
+        let slots = self.slots.len();
+        let entry = self.slots.get_mut(slot).and_then(Option::as_mut).ok_or(Error::NoSuchSlot { slot, slots })?;
+        Ok(Place { keys: entry.keys.address(), values: entry.values.address(), padded: entry.padded, position })
+    }
+
+    /// Writes one head of a position.
+    ///
+    /// # Safety
+    /// `place` is current and inside its slot; nobody else uses this head of it.
+    unsafe fn write(&self, layer: usize, head: usize, place: Place, k: &[f32], v: &[f32]) {
+        let (dim, width) = (self.head_dim, self.value_width());
+        let (k, v) = (&k[head * dim..(head + 1) * dim], &v[head * dim..(head + 1) * dim]);
+        let (panel, lane) = (place.position / PANEL, place.position % PANEL);
+        let base = (layer * self.kv_heads + head) * place.padded;
+        let keys = base * dim + panel * PANEL * dim;
+        let values = base * width + place.position * PANEL;
+        // SAFETY: the head's part is `padded * dim` keys and `padded * width` values from `base` times that on.
+        unsafe {
+            match self.dtype {
+                KvDtype::F32 => {
+                    let keys = place.keys.cast::<f32>().add(keys + lane);
+                    let values = place.values.cast::<f32>().add(values);
+                    for (d, (&k, &v)) in k.iter().zip(v).enumerate() {
+                        *keys.add(d * PANEL) = k;
+                        *values.add(d / PANEL * PANEL * place.padded + d % PANEL) = v;
+                    }
+                }
+                KvDtype::Bf16 => {
+                    let keys = place.keys.cast::<u16>().add(keys + bf16_lane(lane));
+                    let values = place.values.cast::<u16>().add(values);
+                    for (d, (&k, &v)) in k.iter().zip(v).enumerate() {
+                        *keys.add(d * PANEL) = f32_to_bf16(k);
+                        *values.add(d / PANEL * PANEL * place.padded + bf16_lane(d % PANEL)) = f32_to_bf16(v);
+                    }
+                }
+            }
+        }
     }
 
     pub(crate) fn slot(&self, slot: usize) -> Option<&Slot> {

@@ -11,6 +11,8 @@
 //! one with `unsafe`: raw SIMD and disjoint writes by pool tasks.
 
 #![allow(unsafe_code)]
+// Tile loops index several register arrays by one constant range; iterators over them hide which.
+#![allow(clippy::needless_range_loop)]
 
 mod aligned;
 mod attention;
@@ -32,7 +34,7 @@ mod simd;
 mod table;
 
 pub use attention::{AttnRow, Rows, attention, attention_full};
-pub use conv::{ConvSpec, Pad, PackedConv, conv2d};
+pub use conv::{ConvSpec, PackedConv, Pad, conv2d};
 pub use error::Error;
 pub use group_norm::group_norm_swish;
 pub use isa::{Isa, assert_float_env, check_cpu, check_float_env, force_isa, isa};
@@ -41,9 +43,7 @@ pub use linear::linear;
 pub use packed::{Packed, PackedBuilder, WeightFormat, bf16_to_f32, f32_to_bf16};
 pub use pool::{Pool, default_threads};
 pub use rope::RopeTable;
-pub use rows::{
-    add_assign, add_rms_norm, gelu_erf, guidance, layer_norm, nearest_code, rms_norm, silu_mul, softmax, swish,
-};
+pub use rows::{add_assign, add_rms_norm, gelu_erf, guidance, layer_norm, nearest_code, rms_norm, silu_mul, softmax, swish};
 pub use sample::{argmax, philox, sample, uniform};
 pub use table::Table;
 

@@ -51,7 +51,7 @@ pub fn erf(x: f32) -> f32 {
     let t = if t > 4.0 { 4.0 } else { t };
     let q = (-1.643_063_7e-6_f32).mul_add(t, 4.616_386e-5);
     let q = q.mul_add(t, -5.975_857e-4);
-    let q = q.mul_add(t, 4.762_625_7e-3);
+    let q = q.mul_add(t, 4.762_626e-3);
     let q = q.mul_add(t, -2.642_763_8e-2);
     let q = q.mul_add(t, 1.100_871_6e-1);
     let q = q.mul_add(t, 6.318_239e-1);
@@ -174,6 +174,16 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     lanes.iter().copied().fold(tail, larger)
 }
 
+/// Largest size among a block's values.
+#[inline(always)]
+pub(crate) fn largest<const N: usize>(x: &[f32; N]) -> f32 {
+    let mut sizes = [0.0; N];
+    for (size, x) in sizes.iter_mut().zip(x) {
+        *size = x.abs();
+    }
+    max(&sizes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,6 +268,5 @@ mod tests {
         let got: Vec<u32> = [exp(1.0), exp(-3.7), erf(0.5), erf(1.5), gelu(-0.75), silu(2.5)].map(f32::to_bits).into();
         assert_eq!(got, PORTABLE, "{got:#010x?}");
     }
-    const PORTABLE: [u32; 6] =
-        [0x402d_f854, 0x3cca_88fd, 0x3f05_3f7b, 0x3f77_52ab, 0xbe2e_0cc0, 0x4013_dcd9];
+    const PORTABLE: [u32; 6] = [0x402d_f854, 0x3cca_88fd, 0x3f05_3f7b, 0x3f77_52ab, 0xbe2e_0cc0, 0x4013_dcd9];
 }

@@ -41,6 +41,20 @@ pub fn fma_peak_gflops(pool: &Pool) -> f64 {
     (tasks * ROUNDS * CHAINS * 16 * 2) as f64 / seconds / 1e9
 }
 
+/// CPU time of the calling thread, in seconds: what a clock would show on a quiet machine, for measuring one thread on
+/// a busy one. 0 where the system doesn't tell.
+pub fn thread_seconds() -> f64 {
+    #[cfg(target_os = "linux")]
+    {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the struct is ours to fill.
+        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+    }
+    #[cfg(not(target_os = "linux"))]
+    0.0
+}
+
 fn best_of(times: usize, run: impl Fn()) -> f64 {
     (0..times)
         .map(|_| {

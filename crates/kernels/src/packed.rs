@@ -13,6 +13,8 @@ mod quant;
 
 use crate::Error;
 use crate::aligned::AlignedBuf;
+use crate::gemm::arrange::transpose;
+use crate::isa::{isa, simd_fn};
 
 pub(crate) use quant::{BLOCK, q4_value};
 
@@ -191,6 +193,15 @@ impl Packed {
     }
 }
 
+simd_fn! {
+    /// Replaces each of `low` by the bits of two bf16: its own in the low half, that of `high` in the high half.
+    fn join_bf16(low: &mut [f32], high: &[f32]) {
+        for (low, &high) in low.iter_mut().zip(high) {
+            *low = f32::from_bits(u32::from(f32_to_bf16(*low)) | u32::from(f32_to_bf16(high)) << 16);
+        }
+    }
+}
+
 fn bytes<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&from[at..at + N]);
@@ -263,7 +274,7 @@ impl PackedBuilder {
 
     fn advance(&mut self) -> Result<(), Error> {
         self.rows += 1;
-        if self.rows % PANEL == 0 || self.rows == self.packed.n {
+        if self.rows.is_multiple_of(PANEL) || self.rows == self.packed.n {
             let panel = (self.rows - 1) / PANEL;
             self.store_panel(panel)?;
             self.staged.fill(0.0);
@@ -276,20 +287,16 @@ impl PackedBuilder {
         let size = format.panel_bytes(k);
         let panel = &mut self.packed.data[index * size..][..size];
         match format {
-            WeightFormat::F32 => {
-                for (i, step) in panel.chunks_exact_mut(4 * PANEL).enumerate() {
-                    for (lane, to) in step.chunks_exact_mut(4).enumerate() {
-                        to.copy_from_slice(&self.staged[lane * k + i].to_le_bytes());
-                    }
-                }
-            }
+            // SAFETY: staged holds a panel's rows, and a step takes as many bytes as 32 (or 16 u32 for bf16) values.
+            WeightFormat::F32 => unsafe {
+                let to = panel.as_mut_ptr().cast();
+                transpose(isa(), self.staged.as_ptr(), k, PANEL, PANEL, k, to);
+            },
             WeightFormat::Bf16 => {
-                for (i, step) in panel.chunks_exact_mut(2 * PANEL).enumerate() {
-                    for lane in 0..PANEL {
-                        let value = f32_to_bf16(self.staged[lane * k + i]);
-                        step[2 * bf16_lane(lane)..][..2].copy_from_slice(&value.to_le_bytes());
-                    }
-                }
+                let (low, high) = self.staged.split_at_mut(PANEL / 2 * k);
+                join_bf16(low, high);
+                // SAFETY: as above; the joined pairs are only moved.
+                unsafe { transpose(isa(), low.as_ptr(), k, PANEL / 2, PANEL / 2, k, panel.as_mut_ptr().cast()) };
             }
             WeightFormat::Q8 | WeightFormat::Q4 => {
                 for lane in 0..PANEL {

@@ -66,8 +66,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// A pool of `threads` threads in all (at least 1). If that is every CPU this process may use, workers are pinned
-    /// one to a CPU; a smaller pool shares its machine and is left to the scheduler.
+    /// A pool of `threads` threads in all (at least 1), placed by the scheduler until [`pin`](Self::pin).
     pub fn new(threads: usize) -> Self {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
@@ -82,15 +81,10 @@ impl Pool {
             wake_caller: Condvar::new(),
             panic: Mutex::new(None),
         });
-        let cpus = cpus::allowed();
         let workers = (1..threads)
             .filter_map(|index| {
                 let shared = Arc::clone(&shared);
-                let pin = if cpus.len() == threads { cpus.get(index).copied() } else { None };
                 let body = move || {
-                    if let Some(cpu) = pin {
-                        cpus::pin_current_thread(cpu);
-                    }
                     IN_TASK.set(true);
                     shared.work();
                 };
@@ -105,6 +99,14 @@ impl Pool {
     pub fn global() -> &'static Pool {
         static GLOBAL: OnceLock<Pool> = OnceLock::new();
         GLOBAL.get_or_init(|| Pool::new(default_threads()))
+    }
+
+    /// Pins the workers and the calling thread one to a CPU, if the pool has a thread for every CPU this process may use;
+    /// whether it did. For a process's one compute thread, once: the workers alone must not be pinned, since a caller
+    /// the scheduler then puts on one of their CPUs would stay there.
+    pub fn pin(&self) -> bool {
+        let cpus = cpus::allowed();
+        cpus.len() == self.threads && cpus::pin(&self.workers, &cpus)
     }
 
     /// Threads that compute, the caller's included.

@@ -1,8 +1,10 @@
 //! Rotary position embedding in the `rotate_half` convention of the Llama checkpoints. The table is built once per
 //! model by our own f64 functions; a stage applies it to q and k of every row.
 
+use crate::attention::AttnRow;
 use crate::isa::simd_fn;
 use crate::math;
+use crate::pool::{Pool, Shards};
 
 /// cos and sin for every (position, pair).
 pub struct RopeTable {
@@ -19,7 +21,7 @@ impl RopeTable {
     /// # Panics
     /// If `head_dim` is odd or zero.
     pub fn new(head_dim: usize, theta: f32, max_positions: usize) -> Self {
-        assert!(head_dim > 0 && head_dim % 2 == 0, "rope: head_dim must be even");
+        assert!(head_dim > 0 && head_dim.is_multiple_of(2), "rope: head_dim must be even");
         let half = head_dim / 2;
         let frequencies: Vec<f32> = (0..half)
             .map(|i| {
@@ -51,6 +53,26 @@ impl RopeTable {
     pub fn apply(&self, x: &mut [f32], heads: usize, position: usize) {
         let range = position * self.half..(position + 1) * self.half;
         rotate(&mut x[..heads * 2 * self.half], &self.cos[range.clone()], &self.sin[range]);
+    }
+}
+
+impl RopeTable {
+    /// Rotates the first `heads * head_dim` values of every row of `x`, rows `stride` apart, each at its own position;
+    /// q and k of a fused product lie side by side, so one call turns both.
+    ///
+    /// # Panics
+    /// If a position is beyond the table or `x` isn't `rows.len()` rows of `stride`.
+    pub fn apply_rows(&self, pool: &Pool, x: &mut [f32], stride: usize, heads: usize, rows: &[AttnRow]) {
+        let width = heads * 2 * self.half;
+        assert!(x.len() == rows.len() * stride && width <= stride, "rope: shapes differ");
+        let to = Shards(x.as_mut_ptr());
+        let per = (16_384 / width.max(1)).max(1);
+        pool.run(rows.len().div_ceil(per), |task| {
+            for (index, row) in rows.iter().enumerate().skip(task * per).take(per) {
+                // SAFETY: tasks own disjoint rows of `x`.
+                self.apply(unsafe { to.part(index * stride, width) }, heads, row.position);
+            }
+        });
     }
 }
 

@@ -12,7 +12,7 @@ simd_fn! {
     /// If `x` and `out` aren't the same whole number of rows.
     pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let width = weight.len();
-        assert!(x.len() == out.len() && x.len() % width == 0, "rms_norm: shapes differ");
+        assert!(x.len() == out.len() && x.len().is_multiple_of(width), "rms_norm: shapes differ");
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
             let inverse = inverse_rms(x, eps);
             for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
@@ -29,7 +29,7 @@ simd_fn! {
     /// If the three aren't the same whole number of rows.
     pub fn add_rms_norm(residual: &mut [f32], x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let width = weight.len();
-        assert!(x.len() == out.len() && x.len() == residual.len() && x.len() % width == 0, "add_rms_norm: shapes differ");
+        assert!(x.len() == out.len() && x.len() == residual.len() && x.len().is_multiple_of(width), "add_rms_norm: shapes differ");
         let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width)).zip(residual.chunks_exact_mut(width));
         for ((x, out), sum) in rows {
             for (sum, &x) in sum.iter_mut().zip(x) {
@@ -57,7 +57,7 @@ simd_fn! {
     /// If the shapes differ.
     pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
         let width = weight.len();
-        assert!(x.len() == out.len() && x.len() % width == 0 && bias.len() == width, "layer_norm: shapes differ");
+        assert!(x.len() == out.len() && x.len().is_multiple_of(width) && bias.len() == width, "layer_norm: shapes differ");
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
             let mean = math::reduce16(x, |sum, value| sum + value) / width as f32;
             let squares = math::reduce16(x, |sum, value| (value - mean).mul_add(value - mean, sum));
@@ -75,7 +75,7 @@ simd_fn! {
     /// # Panics
     /// If `gate_up` isn't twice `out`, in whole rows.
     pub fn silu_mul(gate_up: &[f32], width: usize, out: &mut [f32]) {
-        assert!(gate_up.len() == 2 * out.len() && out.len() % width == 0, "silu_mul: shapes differ");
+        assert!(gate_up.len() == 2 * out.len() && out.len().is_multiple_of(width), "silu_mul: shapes differ");
         for (gate_up, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
             let (gate, up) = gate_up.split_at(width);
             for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
@@ -152,7 +152,7 @@ simd_fn! {
     /// If the codebook is empty or not a whole number of rows.
     pub fn nearest_code(x: &[f32], codebook: &[f32]) -> u32 {
         let width = x.len();
-        assert!(!codebook.is_empty() && codebook.len() % width == 0, "nearest_code: shapes differ");
+        assert!(!codebook.is_empty() && codebook.len().is_multiple_of(width), "nearest_code: shapes differ");
         let (mut best, mut least) = (0_u32, f32::INFINITY);
         for (index, code) in codebook.chunks_exact(width).enumerate() {
             let mut lanes = [0.0_f32; 16];

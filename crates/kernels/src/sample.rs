@@ -172,6 +172,17 @@ mod tests {
     }
 
     #[test]
+    fn portable_vectors() {
+        let logits: Vec<f32> = (0..500_u32).map(|i| (i * 7919 % 1009) as f32 * 0.01 - 5.0).collect();
+        let draw = |temperature, top_k, top_p| {
+            let id = |position| sample(&logits, temperature, top_k, top_p, 0x1234_5678_9abc_def0, position);
+            [0, 1, 2, 575].map(id)
+        };
+        let got = [draw(1.0, 0, 1.0), draw(0.7, 50, 1.0), draw(1.3, 0, 0.9), draw(1.0, 20, 0.5)];
+        assert_eq!(got, [[20, 100, 264, 192], [20, 99, 264, 198], [20, 106, 264, 192], [33, 66, 277, 132]]);
+    }
+
+    #[test]
     fn equal_logits_at_the_edge_of_top_k_keep_the_lower_ids() {
         assert!((0..500).all(|position| sample(&[1.0; 8], 1.0, 3, 1.0, 5, position) < 3));
     }

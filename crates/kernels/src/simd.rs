@@ -6,10 +6,10 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use std::arch::x86_64::{__m256 as Avx2Lanes, __m512 as Avx512Lanes};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use std::arch::aarch64::float32x4_t as NeonLanes;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use std::arch::x86_64::{__m256 as Avx2Lanes, __m512 as Avx512Lanes};
 
 /// A vector of `N` f32 lanes.
 ///

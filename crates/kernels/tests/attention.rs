@@ -1,4 +1,5 @@
 //! Attention against plain loops, ragged against one by one, chunked against whole, bit for bit.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -154,6 +155,38 @@ fn full_attention_gives_the_oracles_bits() {
             attention_full(pool, view(0), view(1), view(2), rows, heads, dim, &mut out);
             same_bits(&out, &expected).unwrap_or_else(|error| panic!("{isa:?} {rows} x {heads} x {dim}: {error}"));
         });
+    }
+}
+
+#[test]
+fn rows_appended_together_are_rows_appended_one_by_one() {
+    for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        let case = Case { heads: 2, kv_heads: 2, dim: 40, dtype, lens: vec![37, 3] };
+        let one_by_one = case.cache();
+        let mut kv = KvSlots::new(2, 2, 2, 40, dtype);
+        let rows: Vec<AttnRow> = [(0, 0..20), (1, 0..3), (0, 20..37)]
+            .into_iter()
+            .flat_map(|(slot, positions)| positions.map(move |position| AttnRow { slot, position }))
+            .collect();
+        let fused: Vec<f32> = rows
+            .iter()
+            .flat_map(|row| [case.stored(1, row.slot, row.position), case.stored(2, row.slot, row.position)].concat())
+            .collect();
+        let pool = Pool::new(2);
+        kv.allocate(0, 37).unwrap();
+        kv.allocate(1, 3).unwrap();
+        let (k, v) = (Rows::new(&fused, 160), Rows::new(&fused[80..], 160));
+        // One row too many, out of order: nothing is written.
+        let hole = [rows[0], AttnRow { slot: 0, position: 2 }];
+        assert!(kv.append_rows(&pool, 1, &hole, k, v).is_err());
+        assert_eq!(kv.len(0), 0);
+        kv.append_rows(&pool, 1, &rows, k, v).unwrap();
+        assert_eq!((kv.len(0), kv.len(1)), (37, 3));
+        let q = values(7, rows.len() * 80);
+        let [mut a, mut b] = [vec![0.0; q.len()], vec![0.0; q.len()]];
+        attention(&pool, Rows::new(&q, 80), &rows, 2, &kv, 1, &mut a);
+        attention(&pool, Rows::new(&q, 80), &rows, 2, &one_by_one, 1, &mut b);
+        same_bits(&a, &b).unwrap();
     }
 }
 

@@ -1,9 +1,10 @@
 //! Convolutions against plain loops, bit for bit; Winograd against itself bit for bit and against direct closely.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
 use common::{everywhere, same_bits, values};
-use janus_kernels::{ConvSpec, Pad, PackedConv, Pool, WeightFormat, conv2d};
+use janus_kernels::{ConvSpec, PackedConv, Pad, Pool, WeightFormat, conv2d};
 use proptest::prelude::*;
 
 struct Case {

@@ -1,4 +1,5 @@
 //! `linear` against the plain triple loop, bit for bit.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

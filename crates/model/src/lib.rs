@@ -14,10 +14,9 @@ pub mod siglip;
 pub mod vq;
 pub mod weights;
 
-
 pub use error::{Error, Result};
-pub use sampling::ImageSampling;
 pub use janus_kernels::{KvDtype, Pool, WeightFormat, default_threads, guidance, measure};
+pub use sampling::ImageSampling;
 pub use weights::{Checkpoint, Digest};
 
 use sha2::Digest as _;

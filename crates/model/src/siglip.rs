@@ -48,8 +48,13 @@ impl VisionEncoder {
         let spec = checkpoint.spec.vision.clone();
         let root = "model.vision_model";
         let (width, eps) = (spec.width, spec.layer_norm_eps);
-        let patches =
-            Linear::load(checkpoint, &format!("{root}.embeddings.patch_embedding"), width, 3 * spec.patch * spec.patch, format)?;
+        let patches = Linear::load(
+            checkpoint,
+            &format!("{root}.embeddings.patch_embedding"),
+            width,
+            3 * spec.patch * spec.patch,
+            format,
+        )?;
         let positions = checkpoint.f32(&format!("{root}.embeddings.position_embedding.weight"), &[spec.tokens(), width])?;
         let mut blocks = Vec::with_capacity(spec.layers);
         for i in 0..spec.layers {

@@ -138,8 +138,7 @@ fn pixel_values_equal_the_references() {
         let bytes = std::fs::read(golden().join(file)).unwrap();
         let set = SafeTensors::deserialize(&bytes).unwrap();
         let view = set.tensor(name).unwrap();
-        let want: Vec<f32> =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let want: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         let plane = SIZE * SIZE;
         let wrong = (0..plane * 3).filter(|&i| got[i] != want[(i % 3) * plane + i / 3]).count();
         assert_eq!(wrong, 0, "{name}");

@@ -32,7 +32,12 @@ fn vision_tower_and_aligner() {
             let check = |name: &str, ours: &[f32]| {
                 let all = golden.f32(name);
                 let half = all.len() / 2;
-                assert_close(&format!("{form} picture {picture} {name}"), ours, &all[picture * half..(picture + 1) * half], CLOSE);
+                assert_close(
+                    &format!("{form} picture {picture} {name}"),
+                    ours,
+                    &all[picture * half..(picture + 1) * half],
+                    CLOSE,
+                );
             };
             check("embeddings", &trace.embeddings);
             for (i, layer) in trace.layers.iter().enumerate() {
@@ -94,7 +99,12 @@ fn check_text(form: &str, name: &str, pictures: &[usize]) {
     let reference = golden.f32("greedy_logits");
     let mut row = logits[15 * vocab..].to_vec();
     for (step, &id) in expected.iter().enumerate() {
-        assert_close(&format!("{form} {name} greedy step {step}"), &row, &reference[step * vocab..(step + 1) * vocab], CLOSE);
+        assert_close(
+            &format!("{form} {name} greedy step {step}"),
+            &row,
+            &reference[step * vocab..(step + 1) * vocab],
+            CLOSE,
+        );
         assert_eq!(argmax(&row), id, "{form} {name}: greedy id {step}");
         let x = llm.embeddings.text(&[id]).unwrap();
         let last = llm.feed(0, x);
@@ -128,14 +138,13 @@ fn a_batch_of_unequal_prompts() {
     let golden = Golden::open("lm_batch_left_padded");
     for form in FORMS {
         let checkpoint = checkpoint(form);
-        let special = Tokenizer::load(&checkpoint.files, &checkpoint.spec).unwrap().special().clone();
+        let special = Tokenizer::load(&checkpoint.files, &checkpoint.spec).unwrap().special().to_owned();
         let mut llm = Llm::load(&checkpoint, &[2, 4]);
         let (ids, mask) = (golden.ids("input_ids"), golden.ids("attention_mask"));
         let width = ids.len() / 2;
         let vocab = checkpoint.spec.llm.vocab;
-        let prompts: Vec<Vec<u32>> = (0..2)
-            .map(|r| (r * width..(r + 1) * width).filter(|&i| mask[i] == 1).map(|i| ids[i]).collect())
-            .collect();
+        let prompts: Vec<Vec<u32>> =
+            (0..2).map(|r| (r * width..(r + 1) * width).filter(|&i| mask[i] == 1).map(|i| ids[i]).collect()).collect();
         let expected = golden.ids("greedy_ids");
         let steps = expected.len() / 2;
 
@@ -230,9 +239,8 @@ fn check_generation(form: &str, name: &str, weight: Option<f32>) {
             assert_close(&what("embedding"), &row, &at("image_token_embeds", step, llm.hidden), CLOSE);
         }
         let x: Vec<f32> = branches.iter().flat_map(|_| row.iter().copied()).collect();
-        let spans: Vec<_> = (0..branches.len())
-            .map(|slot| janus_model::llama::Span { slot, start: cond.len() + step, rows: 1 })
-            .collect();
+        let spans: Vec<_> =
+            (0..branches.len()).map(|slot| janus_model::llama::Span { slot, start: cond.len() + step, rows: 1 }).collect();
         rows = llm.forward(&spans, x).pop().unwrap();
     }
     if weight.is_some() {
@@ -285,7 +293,12 @@ fn vq_encoder_and_decoder() {
         for i in 0..3 {
             let trace = encoder.trace(&pool, &to_hwc(&part("pixels", i, 3), 3)).unwrap();
             let latent = checkpoint.spec.vq.latent;
-            assert_close(&format!("{form} encoder {i}"), &trace.encoder_out, &to_hwc(&part("encoder_out", i, 3), latent), CLOSE);
+            assert_close(
+                &format!("{form} encoder {i}"),
+                &trace.encoder_out,
+                &to_hwc(&part("encoder_out", i, 3), latent),
+                CLOSE,
+            );
             assert_close(&format!("{form} latents {i}"), &trace.latents, &to_hwc(&part("quant_conv_out", i, 3), 8), CLOSE);
             assert_eq!(trace.ids, golden.ids("ids_l2_normalised")[16 * i..16 * (i + 1)], "{form}: ids of picture {i}");
         }

@@ -42,7 +42,12 @@ impl<'a> Section<'a> {
     pub(crate) fn root(file: &'a str, value: &'a Value) -> Result<Section<'a>> {
         match value {
             Value::Object(map) => Ok(Section { file, path: String::new(), map }),
-            other => Err(Error::BadValue { file: file.into(), key: "the file".into(), value: brief(other), expected: "an object".into() }),
+            other => Err(Error::BadValue {
+                file: file.into(),
+                key: "the file".into(),
+                value: brief(other),
+                expected: "an object".into(),
+            }),
         }
     }
 
@@ -69,7 +74,9 @@ impl<'a> Section<'a> {
 
     /// A positive whole number up to [`MAX_DIM`].
     pub(crate) fn find_dim(&self, key: &str) -> Result<Option<usize>> {
-        self.get(key).map(|v| dim(v).ok_or_else(|| self.bad(key, &format!("a whole number from 1 to {MAX_DIM}")))).transpose()
+        self.get(key)
+            .map(|v| dim(v).ok_or_else(|| self.bad(key, &format!("a whole number from 1 to {MAX_DIM}"))))
+            .transpose()
     }
 
     pub(crate) fn dim(&self, key: &str) -> Result<usize> {
@@ -176,7 +183,12 @@ impl<'a> Section<'a> {
     }
 
     pub(crate) fn unsupported(&self, key: &str, supported: &str) -> Error {
-        Error::Unsupported { file: self.file.into(), key: self.name(key), value: self.show(key), supported: supported.into() }
+        Error::Unsupported {
+            file: self.file.into(),
+            key: self.name(key),
+            value: self.show(key),
+            supported: supported.into(),
+        }
     }
 
     fn name(&self, key: &str) -> String {

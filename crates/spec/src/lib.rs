@@ -28,8 +28,8 @@ pub use files::Files;
 pub use prompt::{DEFAULT_SYSTEM_PROMPT, GenerationPrompt, Message, Part, Prompt, Role};
 pub use size::PartSizes;
 pub use spec::{
-    GenerationDefaults, ImageHeadSpec, Layout, LlamaSpec, ModelSpec, PreprocessSpec, ProjectorSpec, SiglipSpec, SizeRule, StoredDtype,
-    VqSpec,
+    GenerationDefaults, ImageHeadSpec, Layout, LlamaSpec, ModelSpec, PreprocessSpec, ProjectorSpec, SiglipSpec, SizeRule,
+    StoredDtype, VqSpec,
 };
 pub use special::{Family, SpecialIds};
 pub use stream::TextStream;

@@ -1,8 +1,8 @@
 //! The published models without their files: for plans, benches and tests.
 
 use crate::{
-    GenerationDefaults, ImageHeadSpec, Layout, LlamaSpec, ModelSpec, PreprocessSpec, ProjectorSpec, SiglipSpec, SizeRule, StoredDtype,
-    VqSpec,
+    GenerationDefaults, ImageHeadSpec, Layout, LlamaSpec, ModelSpec, PreprocessSpec, ProjectorSpec, SiglipSpec, SizeRule,
+    StoredDtype, VqSpec,
 };
 
 impl ModelSpec {
@@ -25,7 +25,16 @@ impl ModelSpec {
 impl SiglipSpec {
     /// `siglip_large_patch16_384` (siglip_vit.py).
     pub(crate) fn large() -> SiglipSpec {
-        SiglipSpec { width: 1024, layers: 24, heads: 16, mlp: 4096, patch: 16, image_size: 384, layer_norm_eps: 1e-6, pixel_norm: None }
+        SiglipSpec {
+            width: 1024,
+            layers: 24,
+            heads: 16,
+            mlp: 4096,
+            patch: 16,
+            image_size: 384,
+            layer_norm_eps: 1e-6,
+            pixel_norm: None,
+        }
     }
 }
 

@@ -127,13 +127,19 @@ impl Tokenizer {
         for (i, message) in turns.iter().enumerate() {
             let index = first + i;
             let (role, end) = match message.role {
-                Role::System => return Err(Error::Conversation { index, problem: "a system message comes first or not at all" }),
+                Role::System => {
+                    return Err(Error::Conversation { index, problem: "a system message comes first or not at all" });
+                }
                 Role::User => (self.texts.user, "\n\n"),
                 Role::Assistant => (self.texts.assistant, self.texts.eos.as_str()),
             };
             let content = self.content(message)?;
             if strip(&content).is_empty() {
-                return Err(if turns.len() == 1 { Error::EmptyPrompt } else { Error::Conversation { index, problem: "it is empty" } });
+                return Err(if turns.len() == 1 {
+                    Error::EmptyPrompt
+                } else {
+                    Error::Conversation { index, problem: "it is empty" }
+                });
             }
             text.push_str(&format!("{role}: {}{end}", strip(&content)));
             images += message.parts.iter().filter(|part| **part == Part::Image).count();
@@ -141,7 +147,10 @@ impl Tokenizer {
         match turns.last() {
             None => return Err(Error::EmptyPrompt),
             Some(last) if last.role != Role::User => {
-                return Err(Error::Conversation { index: messages.len() - 1, problem: "the last message must be the user's" });
+                return Err(Error::Conversation {
+                    index: messages.len() - 1,
+                    problem: "the last message must be the user's",
+                });
             }
             Some(last) if !last.parts.iter().any(|part| matches!(part, Part::Text(t) if !strip(t).is_empty())) => {
                 return Err(Error::EmptyPrompt);

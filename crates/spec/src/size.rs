@@ -78,7 +78,10 @@ impl LlamaSpec {
 impl SiglipSpec {
     /// Parameters of the tower.
     pub fn parameters(&self) -> u64 {
-        let block = 2 * norm(self.width) + 4 * linear(self.width, self.width) + linear(self.width, self.mlp) + linear(self.mlp, self.width);
+        let block = 2 * norm(self.width)
+            + 4 * linear(self.width, self.width)
+            + linear(self.width, self.mlp)
+            + linear(self.mlp, self.width);
         let patches = conv(self.patch as u64, 3, self.width);
         patches + self.tokens() as u64 * self.width as u64 + self.layers as u64 * block + norm(self.width)
     }

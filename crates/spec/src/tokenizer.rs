@@ -158,9 +158,10 @@ fn check_ids(largest: u32, special: &SpecialIds, spec: &ModelSpec) -> Result<()>
         return Err(unusable(format!("token id {largest} is beyond the model's vocab_size {vocab}")));
     }
     match spec.image_token_id {
-        Some(id) if id != special.image_placeholder => {
-            Err(unusable(format!("the image placeholder has id {}, config.json says image_token_id {id}", special.image_placeholder)))
-        }
+        Some(id) if id != special.image_placeholder => Err(unusable(format!(
+            "the image placeholder has id {}, config.json says image_token_id {id}",
+            special.image_placeholder
+        ))),
         _ => Ok(()),
     }
 }

@@ -21,7 +21,12 @@ fn check(holds: bool, key: &str, value: impl ToString, expected: impl ToString) 
     if holds {
         return Ok(());
     }
-    Err(Error::BadValue { file: "config.json".into(), key: key.into(), value: value.to_string(), expected: expected.to_string() })
+    Err(Error::BadValue {
+        file: "config.json".into(),
+        key: key.into(),
+        value: value.to_string(),
+        expected: expected.to_string(),
+    })
 }
 
 fn within(key: &str, value: usize, most: usize) -> Result<()> {
@@ -55,7 +60,12 @@ impl ModelSpec {
         within("num_hidden_layers", llm.layers, MAX_LAYERS)?;
         within("num_attention_heads", llm.heads, MAX_DIM)?;
         within("num_key_value_heads", llm.kv_heads, llm.heads)?;
-        check(llm.hidden.is_multiple_of(llm.heads), "num_attention_heads", llm.heads, format!("a divisor of hidden_size {}", llm.hidden))?;
+        check(
+            llm.hidden.is_multiple_of(llm.heads),
+            "num_attention_heads",
+            llm.heads,
+            format!("a divisor of hidden_size {}", llm.hidden),
+        )?;
         let heads = llm.heads;
         check(
             heads.is_multiple_of(llm.kv_heads),
@@ -64,7 +74,12 @@ impl ModelSpec {
             format!("a divisor of num_attention_heads {heads}"),
         )?;
         let expected = format!("an even number up to {MAX_HEAD_DIM}");
-        check((2..=MAX_HEAD_DIM).contains(&llm.head_dim) && llm.head_dim.is_multiple_of(2), "head_dim", llm.head_dim, expected)?;
+        check(
+            (2..=MAX_HEAD_DIM).contains(&llm.head_dim) && llm.head_dim.is_multiple_of(2),
+            "head_dim",
+            llm.head_dim,
+            expected,
+        )?;
         within("num_attention_heads * head_dim", llm.heads * llm.head_dim, MAX_DIM)?;
         epsilon("rms_norm_eps", llm.rms_eps)?;
         check(llm.rope_theta.is_finite() && llm.rope_theta > 0.0, "rope_theta", llm.rope_theta, "a positive number")
@@ -78,7 +93,12 @@ impl ModelSpec {
         within("vision MLP width", vision.mlp, MAX_DIM)?;
         within("patch_size", vision.patch, MAX_IMAGE_SIZE)?;
         within("image_size", vision.image_size, MAX_IMAGE_SIZE)?;
-        check(vision.width.is_multiple_of(vision.heads), "vision heads", vision.heads, format!("a divisor of the width {}", vision.width))?;
+        check(
+            vision.width.is_multiple_of(vision.heads),
+            "vision heads",
+            vision.heads,
+            format!("a divisor of the width {}", vision.width),
+        )?;
         let size = vision.image_size;
         check(size.is_multiple_of(vision.patch), "image_size", size, format!("a multiple of patch_size {}", vision.patch))?;
         epsilon("layer_norm_eps", vision.layer_norm_eps)?;
@@ -118,11 +138,26 @@ impl ModelSpec {
             let expected = format!("hidden_size {}", llm.hidden);
             check(aligner.hidden == llm.hidden, &format!("{name} output width"), aligner.hidden, expected)?;
         }
-        check(self.aligner.input == vision.width, "aligner input width", self.aligner.input, format!("the vision width {}", vision.width))?;
+        check(
+            self.aligner.input == vision.width,
+            "aligner input width",
+            self.aligner.input,
+            format!("the vision width {}", vision.width),
+        )?;
         let input = self.gen_aligner.input;
-        check(input == vq.embed_dim, "generation aligner input width", input, format!("the width of a code, {}", vq.embed_dim))?;
+        check(
+            input == vq.embed_dim,
+            "generation aligner input width",
+            input,
+            format!("the width of a code, {}", vq.embed_dim),
+        )?;
         within("image head width", self.gen_head.embed, MAX_DIM)?;
-        check(self.gen_head.vocab == vq.codebook, "image head size", self.gen_head.vocab, format!("the codebook size {}", vq.codebook))?;
+        check(
+            self.gen_head.vocab == vq.codebook,
+            "image head size",
+            self.gen_head.vocab,
+            format!("the codebook size {}", vq.codebook),
+        )?;
         // A picture is painted with as many codes as the tower has patches.
         let patches = format!("the vision tower's {0}x{0} patches", vision.grid());
         check(vq.grid == vision.grid(), "VQ grid", format!("{0}x{0}", vq.grid), patches)?;
@@ -131,12 +166,22 @@ impl ModelSpec {
         let pixels = &self.preprocess;
         check(pixels.image_size == size, "preprocessor image_size", pixels.image_size, format!("image_size {size}"))?;
         within("preprocessor min_size", pixels.min_size, size)?;
-        check(spreads(&pixels.mean, &pixels.std), "preprocessor image_std", format!("{:?}", pixels.std), "three numbers above 0")?;
+        check(
+            spreads(&pixels.mean, &pixels.std),
+            "preprocessor image_std",
+            format!("{:?}", pixels.std),
+            "three numbers above 0",
+        )?;
         let scale = pixels.rescale_factor;
         check(scale.is_finite() && scale > 0.0, "preprocessor rescale_factor", scale, "a positive number")?;
         // BOS, image start, the picture.
         let least = self.image_tokens() + 2;
-        check(llm.max_positions >= least, "max_position_embeddings", llm.max_positions, format!("at least {least}, for one picture"))
+        check(
+            llm.max_positions >= least,
+            "max_position_embeddings",
+            llm.max_positions,
+            format!("at least {least}, for one picture"),
+        )
     }
 }
 

@@ -21,7 +21,10 @@ fn published_configurations_are_the_presets() {
 #[test]
 fn the_7b_lives_on_llama_defaults() {
     let llm = janus_pro_7b().spec().llm;
-    assert_eq!((llm.hidden, llm.layers, llm.heads, llm.kv_heads, llm.head_dim, llm.intermediate), (4096, 30, 32, 32, 128, 11008));
+    assert_eq!(
+        (llm.hidden, llm.layers, llm.heads, llm.kv_heads, llm.head_dim, llm.intermediate),
+        (4096, 30, 32, 32, 128, 11008)
+    );
     assert_eq!((llm.rms_eps, llm.rope_theta, llm.vocab, llm.max_positions), (1e-6, 10000.0, 102_400, 16384));
 }
 
@@ -48,7 +51,10 @@ fn the_tiny_checkpoint_is_one_model_in_every_form() {
     let (ported, tensors, pickle) = (open("transformers"), open("original-safetensors"), open("original-bin"));
     assert_eq!(tensors, pickle);
     assert_eq!((&ported.llm, &ported.vision, &ported.vq), (&tensors.llm, &tensors.vision, &tensors.vq));
-    assert_eq!((&ported.aligner, &ported.gen_aligner, &ported.gen_head), (&tensors.aligner, &tensors.gen_aligner, &tensors.gen_head));
+    assert_eq!(
+        (&ported.aligner, &ported.gen_aligner, &ported.gen_head),
+        (&tensors.aligner, &tensors.gen_aligner, &tensors.gen_head)
+    );
     assert_eq!(ported.generation.pad_token_id, Some(514));
     assert_eq!((ported.dtype, tensors.dtype), (StoredDtype::BF16, StoredDtype::BF16));
     assert_eq!((tensors.layout, tensors.preprocess.rounding), (Layout::Original, SizeRule::Truncate));
@@ -70,7 +76,8 @@ fn transformers_4_and_5_write_the_same_model() {
 fn vq_depth_is_read_under_both_names() {
     let five = Checkpoint::tiny("transformers").set("config.json", "vq_config.num_hidden_layers", json!(3));
     assert_eq!(five.spec().gen_aligner.depth, 3);
-    let four = five.set("config.json", "vq_config.num_hidden_layers", json!(null)).set("config.json", "vq_config.depth", json!(4));
+    let four =
+        five.set("config.json", "vq_config.num_hidden_layers", json!(null)).set("config.json", "vq_config.depth", json!(4));
     assert_eq!(four.spec().gen_aligner.depth, 4);
 }
 
@@ -126,15 +133,27 @@ fn generation_defaults_are_the_originals_unless_the_file_speaks() {
         .set(file, "max_new_tokens", json!(32))
         .set(file, "do_sample", json!(true));
     let read = spoken.spec().generation;
-    assert_eq!((read.cfg_weight, read.temperature, read.top_k, read.top_p, read.text_max_tokens), (2.0, 0.7, Some(50), Some(0.9), 32));
-    let off = spoken.set(file, "top_k", json!(0)).set(file, "top_p", json!(1.0)).set(file, "do_sample", json!(false)).spec().generation;
+    assert_eq!(
+        (read.cfg_weight, read.temperature, read.top_k, read.top_p, read.text_max_tokens),
+        (2.0, 0.7, Some(50), Some(0.9), 32)
+    );
+    let off = spoken
+        .set(file, "top_k", json!(0))
+        .set(file, "top_p", json!(1.0))
+        .set(file, "do_sample", json!(false))
+        .spec()
+        .generation;
     assert_eq!((off.top_k, off.top_p, off.temperature), (None, None, 0.0));
 }
 
 #[test]
 fn unknown_keys_are_ignored() {
     let plain = Checkpoint::tiny("transformers");
-    let noisy = plain.clone().set("config.json", "text_config.a_new_switch", json!(7)).set("config.json", "_name_or_path", json!("x"));
+    let noisy = plain.clone().set("config.json", "text_config.a_new_switch", json!(7)).set(
+        "config.json",
+        "_name_or_path",
+        json!("x"),
+    );
     assert_eq!(noisy.spec(), plain.spec());
 }
 
@@ -142,7 +161,8 @@ fn unknown_keys_are_ignored() {
 fn the_fingerprint_follows_the_maths_only() {
     let plain = Checkpoint::tiny("transformers");
     let print = plain.spec().fingerprint();
-    let cooler = plain.clone().set("generation_config.json", "temperature", json!(0.5)).set("config.json", "dtype", json!("float32"));
+    let cooler =
+        plain.clone().set("generation_config.json", "temperature", json!(0.5)).set("config.json", "dtype", json!("float32"));
     assert_eq!(cooler.spec().fingerprint(), print);
     assert_ne!(plain.set("config.json", "text_config.rms_norm_eps", json!(1e-5)).spec().fingerprint(), print);
 }

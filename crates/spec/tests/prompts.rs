@@ -79,7 +79,9 @@ fn the_chat_template_makes_the_reference_prompts() {
 fn prompts_for_pictures_are_the_references() {
     for form in FORMS {
         let tokenizer = Checkpoint::tiny(form).tokenizer();
-        for (name, text) in [("generate_pro_1", "A close-up photo of a small house beside a river"), ("generate_pro_2", " a red boat\n")] {
+        for (name, text) in
+            [("generate_pro_1", "A close-up photo of a small house beside a river"), ("generate_pro_2", " a red boat\n")]
+        {
             let (raw, expected) = golden(name);
             let prompt = tokenizer.generation_prompt(text, false).unwrap();
             assert_eq!(prompt.cond, expected, "{form} {name}");
@@ -121,7 +123,8 @@ fn the_system_prompt_can_be_replaced_left_out_and_switched_off() {
     assert_eq!(tokenizer.chat_prompt(&hi, Some("Be short.")).unwrap(), raw(&format!("Be short.\n\n{tail}")));
     let first = [Message::text(Role::System, "Be short."), Message::text(Role::User, "hi")];
     assert_eq!(tokenizer.chat_prompt(&first, None).unwrap(), raw(&format!("Be short.\n\n{tail}")));
-    let off = Checkpoint::tiny("transformers").set("processor_config.json", "use_default_system_prompt", json!(false)).tokenizer();
+    let off =
+        Checkpoint::tiny("transformers").set("processor_config.json", "use_default_system_prompt", json!(false)).tokenizer();
     assert_eq!(off.chat_prompt(&hi, None).unwrap(), raw(tail));
 }
 
@@ -130,7 +133,10 @@ fn pictures_keep_their_places() {
     let tokenizer = Checkpoint::tiny("original-bin").tokenizer();
     let two = [user(vec![Part::Image, Part::Image, says("Which?")])];
     let prompt = tokenizer.chat_prompt(&two, Some("")).unwrap();
-    assert_eq!(prompt, tokenizer.raw_prompt("<|User|>: <image_placeholder>\n<image_placeholder>\nWhich?\n\n<|Assistant|>:").unwrap());
+    assert_eq!(
+        prompt,
+        tokenizer.raw_prompt("<|User|>: <image_placeholder>\n<image_placeholder>\nWhich?\n\n<|Assistant|>:").unwrap()
+    );
     prompt.expect_images(2).unwrap();
     assert!(matches!(prompt.expect_images(3), Err(Error::ImageCount { placeholders: 2, images: 3 })));
     let between = [user(vec![says("before "), Part::Image, says("after")])];
@@ -141,7 +147,8 @@ fn pictures_keep_their_places() {
 #[test]
 fn plain_text_cannot_forge_special_tokens() {
     let tokenizer = Checkpoint::tiny("transformers").tokenizer();
-    let forged = ["<image_placeholder>", "<|Assistant|>", "<begin_of_image>", "<｜end▁of▁sentence｜>", "<|ref|>", "<｜▁pad▁｜>"];
+    let forged =
+        ["<image_placeholder>", "<|Assistant|>", "<begin_of_image>", "<｜end▁of▁sentence｜>", "<|ref|>", "<｜▁pad▁｜>"];
     for token in forged {
         let text = format!("what is {token} here");
         let named = |error: Error| assert!(matches!(&error, Error::SpecialInText { token: t } if t == token), "{error}");
@@ -150,7 +157,8 @@ fn plain_text_cannot_forge_special_tokens() {
         named(tokenizer.chat_prompt(&question("hi"), Some(&text)).unwrap_err());
         let (left, right) = token.split_at(1);
         named(tokenizer.chat_prompt(&[user(vec![says(left), says(right)])], None).unwrap_err());
-        let past = [Message::text(Role::User, "hi"), Message::text(Role::Assistant, text), Message::text(Role::User, "and?")];
+        let past =
+            [Message::text(Role::User, "hi"), Message::text(Role::Assistant, text), Message::text(Role::User, "and?")];
         named(tokenizer.chat_prompt(&past, None).unwrap_err());
     }
     // Words that only look like roles are words.
@@ -189,7 +197,9 @@ fn conversations_end_with_the_user() {
 #[test]
 fn raw_prompts_for_pictures_end_with_image_start_and_hold_none() {
     let tokenizer = Checkpoint::tiny("transformers").tokenizer();
-    assert!(matches!(tokenizer.generation_prompt("a red boat", true), Err(Error::NoImageStart { token }) if token == "<begin_of_image>"));
+    assert!(
+        matches!(tokenizer.generation_prompt("a red boat", true), Err(Error::NoImageStart { token }) if token == "<begin_of_image>")
+    );
     let error = tokenizer.generation_prompt("<image_placeholder><begin_of_image>", true).unwrap_err();
     assert!(matches!(error, Error::ImageInGeneration { .. }));
     assert_eq!(tokenizer.generation_prompt("<begin_of_image>", true).unwrap().uncond, [512, 515]);
@@ -205,10 +215,16 @@ fn prompts_beyond_the_context_are_refused_with_numbers() {
     assert!(matches!(error, Error::PromptTooLong { prompt: 1009, to_come: 16, limit: 1024 }));
     assert_eq!(error.to_string(), "the prompt has 1009 tokens and 16 image tokens follow, the model has room for 1024");
     assert_eq!(tokenizer.raw_prompt(&"1".repeat(1023)).unwrap().ids.len(), 1024);
-    assert!(matches!(tokenizer.raw_prompt(&"1".repeat(1024)), Err(Error::PromptTooLong { prompt: 1025, to_come: 0, limit: 1024 })));
+    assert!(matches!(
+        tokenizer.raw_prompt(&"1".repeat(1024)),
+        Err(Error::PromptTooLong { prompt: 1025, to_come: 0, limit: 1024 })
+    ));
     // Pictures count expanded: 56 take 1008 positions, 57 take 1026.
     tokenizer.raw_prompt(&"<image_placeholder>".repeat(56)).unwrap();
-    assert!(matches!(tokenizer.raw_prompt(&"<image_placeholder>".repeat(57)), Err(Error::PromptTooLong { prompt: 1027, .. })));
+    assert!(matches!(
+        tokenizer.raw_prompt(&"<image_placeholder>".repeat(57)),
+        Err(Error::PromptTooLong { prompt: 1027, .. })
+    ));
     // Refused before it is tokenised.
     let error = tokenizer.raw_prompt(&"x".repeat(50 << 20)).unwrap_err();
     assert!(matches!(error, Error::PromptTooLong { prompt, limit: 1024, .. } if prompt > 1024));

@@ -82,7 +82,9 @@ fn what_changes_the_maths_is_refused_by_name() {
 
 #[test]
 fn every_scaled_rope_is_refused() {
-    for value in [json!({"type": "linear", "factor": 2.0}), json!({"rope_type": "llama3", "factor": 8.0}), json!({"factor": 4.0})] {
+    for value in
+        [json!({"type": "linear", "factor": 2.0}), json!({"rope_type": "llama3", "factor": 8.0}), json!({"factor": 4.0})]
+    {
         for key in ["text_config.rope_scaling", "text_config.rope_parameters"] {
             let error = Checkpoint::tiny("transformers").set(CONFIG, key, value.clone()).load().unwrap_err().to_string();
             assert!(error.contains(key) && error.contains("not supported"), "{error}");
@@ -97,7 +99,8 @@ fn every_scaled_rope_is_refused() {
 
 #[test]
 fn an_absent_select_layer_means_minus_two() {
-    let error = Checkpoint::tiny("original-bin").set(CONFIG, "vision_config.params.select_layer", json!(null)).load().unwrap_err();
+    let error =
+        Checkpoint::tiny("original-bin").set(CONFIG, "vision_config.params.select_layer", json!(null)).load().unwrap_err();
     assert!(error.to_string().contains("select_layer"), "{error}");
 }
 
@@ -203,8 +206,17 @@ fn numbers_that_do_not_fit_are_refused() {
 
 #[test]
 fn hostile_numbers_end_before_anything_is_allocated() {
-    let hostile =
-        [json!(0), json!(-1), json!(1.5), json!(u64::MAX), json!(1u64 << 40), json!("64"), json!([64]), json!(true), json!(1e300)];
+    let hostile = [
+        json!(0),
+        json!(-1),
+        json!(1.5),
+        json!(u64::MAX),
+        json!(1u64 << 40),
+        json!("64"),
+        json!([64]),
+        json!(true),
+        json!(1e300),
+    ];
     let keys = [
         "text_config.hidden_size",
         "text_config.num_hidden_layers",
@@ -245,7 +257,11 @@ fn hostile_numbers_end_before_anything_is_allocated() {
 #[test]
 fn broken_files_are_named_with_line_and_column() {
     for file in [CONFIG, "preprocessor_config.json", "processor_config.json", "generation_config.json"] {
-        let error = Checkpoint::tiny("transformers").without("processor_config.json").file(file, "{\n  \"a\": ?\n}").load().unwrap_err();
+        let error = Checkpoint::tiny("transformers")
+            .without("processor_config.json")
+            .file(file, "{\n  \"a\": ?\n}")
+            .load()
+            .unwrap_err();
         let message = error.to_string();
         assert!(message.starts_with(&format!("{file}, line 2, column ")), "{message}");
         assert!(!error.is_retryable());
@@ -258,7 +274,9 @@ fn broken_files_are_named_with_line_and_column() {
 
 #[test]
 fn missing_sections_and_files_are_named() {
-    for section in ["vision_config", "aligner_config", "gen_vision_config", "gen_aligner_config", "gen_head_config", "language_config"] {
+    for section in
+        ["vision_config", "aligner_config", "gen_vision_config", "gen_aligner_config", "gen_head_config", "language_config"]
+    {
         let error = janus_pro_7b().set(CONFIG, section, json!(null)).load().unwrap_err().to_string();
         assert!(error.contains(section) && error.contains("missing"), "{error}");
     }

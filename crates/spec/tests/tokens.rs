@@ -49,7 +49,11 @@ fn the_pad_is_the_one_the_reference_would_take() {
     let ported = Checkpoint::tiny("transformers");
     let by_id = ported.clone().set("generation_config.json", "pad_token_id", json!(518));
     assert_eq!(by_id.tokenizer().special().pad, 518);
-    let by_text = ported.set("generation_config.json", "pad_token_id", json!(null)).set(CONFIG, "pad_token", json!({"content": "<|det|>"}));
+    let by_text = ported.set("generation_config.json", "pad_token_id", json!(null)).set(
+        CONFIG,
+        "pad_token",
+        json!({"content": "<|det|>"}),
+    );
     assert_eq!(by_text.tokenizer().special().pad, 520);
     assert_eq!(by_text.set(CONFIG, "pad_token", json!(null)).tokenizer().special().pad, 514);
 }

@@ -42,12 +42,7 @@ pub async fn connect(address: &str, security: &Security) -> Result<Channel, Erro
     if let Some(tls) = security.client() {
         endpoint = endpoint.tls_config(tls).map_err(|e| bad(format!("TLS: {e}")))?;
     }
-    let connector = service_fn(|uri: Uri| async move {
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let stream = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
-        no_delay(&stream)?;
-        Ok::<_, std::io::Error>(TokioIo::new(stream))
-    });
+    let connector = service_fn(|uri: Uri| async move { dial(&uri).await.map(TokioIo::new) });
     endpoint.connect_with_connector(connector).await.map_err(|e| {
         let mut reason = e.to_string();
         let mut source = std::error::Error::source(&e);
@@ -57,6 +52,14 @@ pub async fn connect(address: &str, security: &Security) -> Result<Channel, Erro
         }
         Error::Connect { address: address.to_owned(), reason }
     })
+}
+
+/// A socket to the host and port of `uri`.
+pub(crate) async fn dial(uri: &Uri) -> std::io::Result<TcpStream> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
+    no_delay(&stream)?;
+    Ok(stream)
 }
 
 /// Sets TCP_NODELAY and reads it back: without it a small frame waits some 40 ms for an acknowledgement.

@@ -78,3 +78,19 @@ pub fn server(security: &Security) -> Result<Server, Error> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_stream::StreamExt;
+
+    #[tokio::test]
+    async fn small_frames_leave_at_once_from_both_ends() {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.address()).parse().unwrap();
+        let mut incoming = listener.incoming();
+        let (dialled, accepted) = tokio::join!(crate::channel::dial(&uri), incoming.next());
+        assert!(dialled.unwrap().nodelay().unwrap());
+        assert!(accepted.unwrap().unwrap().nodelay().unwrap());
+    }
+}

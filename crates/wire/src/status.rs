@@ -12,6 +12,15 @@ pub fn invalid(field: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::InvalidArgument, format!("{field}: {message}"), details)
 }
 
+/// A node's INVALID_ARGUMENT with the field that its caller can mend; any other status as it is.
+pub fn blame(field: &str, status: Status) -> Status {
+    if status.code() != Code::InvalidArgument {
+        return status;
+    }
+    let details = ErrorDetails::with_bad_request_violation(field, status.message());
+    Status::with_error_details(Code::InvalidArgument, status.message(), details)
+}
+
 /// RESOURCE_EXHAUSTED with a delay after which trying again may help.
 pub fn exhausted(message: impl Into<String>, retry: Duration) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, ErrorDetails::with_retry_info(Some(retry)))

@@ -58,7 +58,9 @@ impl From<Error> for Status {
         let text = error.to_string();
         match error {
             Error::Wire(janus_wire::Error::Connect { .. }) => status::unavailable(text, Duration::from_secs(1)),
-            Error::Wire(_) | Error::OldEpoch { .. } | Error::Layers { .. } | Error::NotReady(_) => Status::failed_precondition(text),
+            Error::Wire(_) | Error::OldEpoch { .. } | Error::Layers { .. } | Error::NotReady(_) => {
+                Status::failed_precondition(text)
+            }
             Error::Model(_) | Error::Invalid(_) => Status::invalid_argument(text),
             Error::Compute(_) => Status::internal(text),
         }

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use janus_wire::v1::{FrameBody, SlotOp, StepResult, slot_op};
 
-pub use unit::{Band, UnitId, UnitSpec};
 use unit::{Active, Waiting};
+pub use unit::{Band, UnitId, UnitSpec};
 
 /// Reason a first stage gives when a picture's features were evicted before they were used.
 pub const FEATURES_MISSING: &str = "the picture's features are not here";

@@ -71,7 +71,11 @@ impl UnitSpec {
             return Err("nothing is left to draw".to_owned());
         }
         match self.kv_positions() > limits.kv_positions {
-            true => Err(format!("it needs {} positions of KV memory, the pipeline has {}", self.kv_positions(), limits.kv_positions)),
+            true => Err(format!(
+                "it needs {} positions of KV memory, the pipeline has {}",
+                self.kv_positions(),
+                limits.kv_positions
+            )),
             false => Ok(()),
         }
     }

@@ -33,6 +33,7 @@ pub(super) async fn chat(
     if wanted == 0 {
         return Err(status::invalid("max_tokens", "0 leaves nothing to answer with"));
     }
+    let place = shared.enter()?;
     shared.admit()?;
     let print = fingerprint("chat", &request);
     let target = wanted.min(room.max(1));
@@ -53,10 +54,10 @@ pub(super) async fn chat(
         (record, ids.iter().map(unit).collect())
     };
     // Features are pushed before the unit is queued, so that its prompt finds them.
-    shared.understand(tenant, &pictures).await?;
+    within(header.left, shared.understand(tenant, &pictures)).await?;
     let reader = shared.join(tenant, &header, print, make, 1, pictures).await?;
     let shared = shared.clone();
-    Ok(stream(header.left, move |out| follow(shared, reader, request.stop, out)))
+    Ok(stream(place, header.left, move |out| follow(shared, reader, request.stop, out)))
 }
 
 /// The conversation as ids, and its pictures in order.
@@ -66,7 +67,10 @@ fn prompt(shared: &Shared, tenant: &str, request: &v1::ChatRequest) -> Result<(P
     let mut pictures = Vec::new();
     let prompt = if request.messages.is_empty() {
         if request.raw_prompt.len() > MAX_PROMPT {
-            return Err(status::invalid("raw_prompt", format!("{} bytes are more than {MAX_PROMPT}", request.raw_prompt.len())));
+            return Err(status::invalid(
+                "raw_prompt",
+                format!("{} bytes are more than {MAX_PROMPT}", request.raw_prompt.len()),
+            ));
         }
         for (i, image) in request.raw_images.iter().enumerate() {
             pictures.push(resolve(format!("raw_images[{i}]"), image)?);
@@ -80,7 +84,12 @@ fn prompt(shared: &Shared, tenant: &str, request: &v1::ChatRequest) -> Result<(P
                 "system" => Role::System,
                 "user" => Role::User,
                 "assistant" => Role::Assistant,
-                other => return Err(status::invalid(&format!("messages[{i}].role"), format!("`{other}` is not system, user or assistant"))),
+                other => {
+                    return Err(status::invalid(
+                        &format!("messages[{i}].role"),
+                        format!("`{other}` is not system, user or assistant"),
+                    ));
+                }
             };
             let mut parts = Vec::new();
             for (j, part) in message.parts.iter().enumerate() {

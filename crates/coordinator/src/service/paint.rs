@@ -1,7 +1,6 @@
 //! GenerateImage.
 
 use super::*;
-use crate::request::Failure;
 use crate::schedule::Finish;
 
 type Out = mpsc::Sender<Result<v1::GenerateImageEvent, Status>>;
@@ -26,14 +25,17 @@ pub(super) async fn paint(
     let (rows, grid) = (request.keep_rows as usize, spec.vq.grid);
     let initial = match &request.init_image {
         Some(image) if rows <= grid => Some(shared.blobs.resolve(tenant, "init_image", image)?),
-        Some(_) => return Err(status::invalid("keep_rows", format!("{rows}: a picture of this model has {grid} rows of ids"))),
+        Some(_) => {
+            return Err(status::invalid("keep_rows", format!("{rows}: a picture of this model has {grid} rows of ids")));
+        }
         None if rows > 0 => return Err(status::invalid("keep_rows", "needs an init_image")),
         None => None,
     };
+    let place = shared.enter()?;
     shared.admit()?;
     let print = fingerprint("image", &request);
     let keep = match &initial {
-        Some(blob) if rows > 0 => shared.encode_ids(blob).await?[..rows * grid].to_vec(),
+        Some(blob) if rows > 0 => within(header.left, shared.encode_ids(blob)).await?[..rows * grid].to_vec(),
         _ => Vec::new(),
     };
 
@@ -54,10 +56,17 @@ pub(super) async fn paint(
     }
     let shared = shared.clone();
     let follow = move |out| follow(shared, reader, sampling.seed, keep.len(), total, request.stream_ids, out);
-    Ok(stream(header.left, follow))
+    Ok(stream(place, header.left, follow))
 }
 
-fn unit(id: u64, prompt: &GenerationPrompt, sampling: Sampling, keep: &[u32], target: usize, band: crate::schedule::Band) -> UnitSpec {
+fn unit(
+    id: u64,
+    prompt: &GenerationPrompt,
+    sampling: Sampling,
+    keep: &[u32],
+    target: usize,
+    band: crate::schedule::Band,
+) -> UnitSpec {
     let branch = |ids: &[u32]| vec![Piece { piece: Some(piece::Piece::Text(Ids { ids: ids.to_vec() })) }];
     // Weight 1 is the conditional branch alone, exactly: there is no unconditional row to compute.
     let (kind, branches) = match sampling.cfg_weight {
@@ -91,7 +100,9 @@ async fn follow(
                 continue;
             }
             let from = seen[index];
-            let look = record.look(index, |p| (p.queued, p.started || p.end.is_some(), p.ids.len(), p.ids[from..].to_vec(), p.end.clone()));
+            let look = record.look(index, |p| {
+                (p.queued, p.started || p.end.is_some(), p.ids.len(), p.ids[from..].to_vec(), p.end.clone())
+            });
             let Some((place, started, known, new, end)) = look else { continue };
             if let Some(place) = place
                 && index == 0

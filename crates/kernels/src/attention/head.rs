@@ -192,22 +192,3 @@ fn weigh(scores: &mut [f32], scale: f32) -> f32 {
     }
     math::reduce16(scores, |sum, value| sum + value)
 }
-
-lanes_fn! {
-    /// Transposes up to 32 rows of `dim` values at `from` (`stride` apart) into one key panel; missing rows repeat the
-    /// first.
-    ///
-    /// # Safety
-    /// `rows` rows are valid at `from` and `32 * dim` floats at `to`.
-    pub(crate) unsafe fn key_panel(from: *const f32, stride: usize, rows: usize, dim: usize, to: *mut f32) = key_panel_with;
-}
-
-#[inline(always)]
-unsafe fn key_panel_with<L: Lanes>(from: *const f32, stride: usize, rows: usize, dim: usize, to: *mut f32) {
-    let mut pointers = [from; PANEL];
-    for (r, pointer) in pointers[..rows].iter_mut().enumerate() {
-        *pointer = from.wrapping_add(r * stride);
-    }
-    // SAFETY: by the contract.
-    unsafe { interleave::<L>(&pointers, dim, to) };
-}

@@ -33,7 +33,7 @@ const G: [[f64; 3]; IN] = [
 
 /// Whether this path takes a convolution: 3x3, stride 1, whole vectors of channels on both sides.
 pub(super) fn fits(spec: &ConvSpec, cin: usize, cout: usize) -> bool {
-    spec.kh == 3 && spec.kw == 3 && spec.stride == 1 && cin % 16 == 0 && cout % 16 == 0
+    spec.kh == 3 && spec.kw == 3 && spec.stride == 1 && cin.is_multiple_of(16) && cout.is_multiple_of(16)
 }
 
 /// The 36 transformed kernels, each a `cout` x `cin` matrix, rounded once to f32.

@@ -2,6 +2,7 @@
 //! So few rows that one pass over the weights does ([`Lanes::WIDE_ROWS`]) are used as they come.
 
 use super::tile::{MOST, split};
+use crate::packed::PANEL;
 use crate::simd::{Lanes, lanes_fn};
 
 /// Where rows come from: a matrix, or a picture seen through a convolution.
@@ -86,4 +87,25 @@ pub(crate) unsafe fn interleave<L: Lanes>(from: &[*const f32], len: usize, to: *
             }
         }
     }
+}
+
+lanes_fn! {
+    /// Transposes `into` rows of `len` values, of which `rows` lie `stride` apart from `from` on and the rest repeat the
+    /// first: `to[i * into + r]` is value `i` of row `r`. `into` is at most 32, a multiple of 4.
+    ///
+    /// # Safety
+    /// `rows` rows are valid at `from` and `into * len` values at `to`.
+    pub(crate) unsafe fn transpose(
+        from: *const f32, stride: usize, rows: usize, into: usize, len: usize, to: *mut f32,
+    ) = transpose_with;
+}
+
+#[inline(always)]
+unsafe fn transpose_with<L: Lanes>(from: *const f32, stride: usize, rows: usize, into: usize, len: usize, to: *mut f32) {
+    let mut pointers = [from; PANEL];
+    for (r, pointer) in pointers[..rows].iter_mut().enumerate() {
+        *pointer = from.wrapping_add(r * stride);
+    }
+    // SAFETY: by the contract.
+    unsafe { interleave::<L>(&pointers[..into], len, to) };
 }

@@ -51,11 +51,7 @@ simd_fn! {
     fn quantise_block(x: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> (f32, i32) {
         /// Adding it leaves the nearest integer in the low bits.
         const ROUND: f32 = 12_582_912.0;
-        let mut sizes = [0.0; BLOCK];
-        for (size, x) in sizes.iter_mut().zip(x) {
-            *size = x.abs();
-        }
-        let largest = math::max(&sizes);
+        let largest = math::largest(x);
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
         let mut sum = 0;
         for (code, x) in codes.iter_mut().zip(x) {

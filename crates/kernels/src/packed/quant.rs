@@ -1,6 +1,9 @@
 //! Quantising one weight row into its panel: blocks of 32 inputs, symmetric, one bf16 scale each. The scale is
 //! rounded before the values are, so they make up for its rounding.
 
+use crate::isa::simd_fn;
+use crate::math;
+
 use super::{PANEL, Q4_BLOCK, Q8_BLOCK, SCALES, WeightFormat, bf16_to_f32, f32_to_bf16};
 
 /// Inputs that share a scale.
@@ -18,47 +21,72 @@ pub(super) fn store_row(format: WeightFormat, row: &[f32], lane: usize, panel: &
     for (values, block) in row.chunks(BLOCK).zip(panel.chunks_exact_mut(size)) {
         let mut padded = [0.0_f32; BLOCK];
         padded[..values.len()].copy_from_slice(values);
+        let mut whole = [0; BLOCK];
+        let scale = if format == WeightFormat::Q8 { block_q8(&padded, &mut whole) } else { block_q4(&padded, &mut whole) };
         let (scales, codes) = block.split_at_mut(SCALES);
-        let scale = if format == WeightFormat::Q8 { scale_q8(&padded) } else { scale_q4(&padded) };
         scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
-        for (i, &value) in padded.iter().enumerate() {
+        for (i, &code) in whole.iter().enumerate() {
             if format == WeightFormat::Q8 {
-                codes[(i / 4 * PANEL + lane) * 4 + i % 4] = round(value, bf16_to_f32(scale), -127, 127) as i8 as u8;
+                codes[(i / 4 * PANEL + lane) * 4 + i % 4] = code as u8;
             } else {
-                let code = (round(value, bf16_to_f32(scale), -8, 7) + 8) as u8;
-                codes[(i / 8 * PANEL + lane) * 4 + i % 4] |= code << (4 * (i / 4 % 2));
+                codes[(i / 8 * PANEL + lane) * 4 + i % 4] |= ((code + 8) as u8) << (4 * (i / 4 % 2));
             }
         }
     }
 }
 
-fn round(value: f32, scale: f32, least: i32, most: i32) -> i32 {
-    if scale == 0.0 { 0 } else { ((value / scale).round_ties_even() as i32).clamp(least, most) }
+/// The nearest whole number, ties to even, for small values.
+#[inline(always)]
+fn round(value: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    (value + ROUND) - ROUND
 }
 
-/// The largest size over 127, rounded up to a bf16.
-fn scale_q8(block: &[f32; BLOCK]) -> u16 {
-    let largest = block.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
-    let exact = largest / 127.0;
-    let near = f32_to_bf16(exact);
-    if bf16_to_f32(near) < exact { near + 1 } else { near }
+#[inline(always)]
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-/// The scale of least squared error among candidates that map the largest value near -8 or 7, either sign.
-fn scale_q4(block: &[f32; BLOCK]) -> u16 {
-    let extreme = block.iter().fold(0.0_f32, |max, &value| if value.abs() > max.abs() { value } else { max });
-    let mut best = (f32::INFINITY, 0_u16);
-    for step in 0..9 {
-        // The extreme value goes to -8 (the side with one code more), or is clipped or spared a little.
-        let scale = f32_to_bf16(extreme / -(6.8 + 0.2 * step as f32));
-        let mut error = 0.0_f32;
-        for &value in block {
-            let off = value - bf16_to_f32(scale) * round(value, bf16_to_f32(scale), -8, 7) as f32;
-            error += off * off;
+simd_fn! {
+    /// Scale: the largest size over 127, rounded up to a bf16. Codes: the nearest of -127..=127.
+    fn block_q8(block: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> u16 {
+        let largest = math::largest(block);
+        let exact = largest / 127.0;
+        let near = f32_to_bf16(exact);
+        let scale = if bf16_to_f32(near) < exact { near + 1 } else { near };
+        let inverse = inverse(bf16_to_f32(scale));
+        for (code, value) in codes.iter_mut().zip(block) {
+            *code = round(value * inverse).clamp(-127.0, 127.0) as i8;
         }
-        if error < best.0 {
-            best = (error, scale);
-        }
+        scale
     }
-    best.1
+}
+
+simd_fn! {
+    /// Scale: that of least squared error among nine that map the largest value to -8 (the side with one code more) or
+    /// clip or spare it a little. Codes: the nearest of -8..=7.
+    fn block_q4(block: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> u16 {
+        let largest = math::largest(block);
+        let extreme = if block.contains(&largest) { largest } else { -largest };
+        let mut best = (f32::INFINITY, 0_u16);
+        for step in 0..9 {
+            let candidate = f32_to_bf16(extreme / -(6.8 + 0.2 * step as f32));
+            let scale = bf16_to_f32(candidate);
+            let inverse = inverse(scale);
+            let mut errors = [0.0_f32; BLOCK];
+            for (error, &value) in errors.iter_mut().zip(block) {
+                let off = round(value * inverse).clamp(-8.0, 7.0).mul_add(-scale, value);
+                *error = off * off;
+            }
+            let error = math::reduce16(&errors, |sum, error| sum + error);
+            if error < best.0 {
+                best = (error, candidate);
+            }
+        }
+        let inverse = inverse(bf16_to_f32(best.1));
+        for (code, value) in codes.iter_mut().zip(block) {
+            *code = round(value * inverse).clamp(-8.0, 7.0) as i8;
+        }
+        best.1
+    }
 }

@@ -1,6 +1,7 @@
 //! How many CPUs this process may really use: its affinity mask, cut by the cgroup quota. Read by `Pool` alone.
 
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 /// Threads a pool should have here: CPUs in the affinity mask, at most the cgroup's quota rounded up, at least 1.
 pub fn default_threads() -> usize {
@@ -35,19 +36,28 @@ fn available() -> usize {
     std::thread::available_parallelism().map_or(1, |count| count.get())
 }
 
-/// Best effort: a refused pin costs speed only.
+/// Pins the calling thread to the first of `cpus` and each worker to one of the rest; whether all was granted.
 #[cfg(target_os = "linux")]
-pub(super) fn pin_current_thread(cpu: usize) {
-    // SAFETY: the set is initialised, the index comes from `allowed`, and 0 means this thread.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
-    }
+pub(super) fn pin(workers: &[JoinHandle<()>], cpus: &[usize]) -> bool {
+    use std::os::unix::thread::JoinHandleExt;
+    // SAFETY: asks for the calling thread's own handle.
+    let mine = unsafe { libc::pthread_self() };
+    let threads = std::iter::once(mine).chain(workers.iter().map(JoinHandleExt::as_pthread_t));
+    threads.zip(cpus).fold(true, |granted, (thread, &cpu)| {
+        // SAFETY: the set is initialised, the CPU comes from `allowed`, the threads are alive: ours and unjoined ones.
+        let result = unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            libc::pthread_setaffinity_np(thread as libc::pthread_t, size_of::<libc::cpu_set_t>(), &set)
+        };
+        granted && result == 0
+    })
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn pin_current_thread(_cpu: usize) {}
+pub(super) fn pin(_workers: &[JoinHandle<()>], _cpus: &[usize]) -> bool {
+    false
+}
 
 /// CPUs the cgroup grants, the smallest on the way up; `None` without a limit. `root` is `/`, or a test's folder.
 fn quota(root: &Path) -> Option<f64> {

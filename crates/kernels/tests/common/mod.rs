@@ -8,11 +8,7 @@ pub fn values(seed: u64, len: usize) -> Vec<f32> {
     (0..len as u64)
         .map(|i| {
             let u = uniform(seed, i);
-            if u < 0.01 {
-                if u < 0.005 { 0.0 } else { -0.0 }
-            } else {
-                (4.0 * u - 2.0) as f32
-            }
+            if u < 0.01 { if u < 0.005 { 0.0 } else { -0.0 } } else { (4.0 * u - 2.0) as f32 }
         })
         .collect()
 }

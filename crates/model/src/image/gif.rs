@@ -50,13 +50,7 @@ fn first_frame(bytes: &[u8]) -> Option<Frame> {
     let &[r, g, b] = colours.get(index * 3..index * 3 + 3)? else {
         return None;
     };
-    Some(Frame {
-        left: word(at + 1)?,
-        top: word(at + 3)?,
-        width: word(at + 5)?,
-        height: word(at + 7)?,
-        around: [r, g, b],
-    })
+    Some(Frame { left: word(at + 1)?, top: word(at + 3)?, width: word(at + 5)?, height: word(at + 7)?, around: [r, g, b] })
 }
 
 /// The colour table that `flags` announce at `at`; empty if they announce none.

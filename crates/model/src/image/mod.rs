@@ -18,7 +18,7 @@ mod write;
 use std::path::PathBuf;
 
 pub use decode::{Orientation, decode, open};
-pub use pixels::{vq_pixels, from_unit_range, normalise};
+pub use pixels::{from_unit_range, normalise, vq_pixels};
 pub use resample::resize_bicubic;
 pub use square::{crop_square, fit_square, fitted_sides};
 pub use write::{encode_png, write_png};

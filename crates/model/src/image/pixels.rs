@@ -32,6 +32,11 @@ pub fn from_unit_range(pixels: &[f32], width: usize, height: usize) -> Result<Rg
     Rgb8::new(width, height, bytes.collect())
 }
 
+/// A picture as the VQ encoder takes it: `[height, width, 3]`, `(x / 255 - 0.5) / 0.5`.
+pub fn vq_pixels(picture: &Rgb8) -> Vec<f32> {
+    picture.data.iter().map(|&v| (f32::from(v) / 255.0 - 0.5) / 0.5).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use janus_spec::SizeRule;
@@ -78,9 +83,4 @@ mod tests {
         assert!(matches!(from_unit_range(&[0.0; 11], 2, 2), Err(Error::WrongLength { found: 11, .. })));
         assert!(matches!(from_unit_range(&[], 0, 2), Err(Error::NoPixels { .. })));
     }
-}
-
-/// A picture as the VQ encoder takes it: `[height, width, 3]`, `(x / 255 - 0.5) / 0.5`.
-pub fn vq_pixels(picture: &Rgb8) -> Vec<f32> {
-    picture.data.iter().map(|&v| (f32::from(v) / 255.0 - 0.5) / 0.5).collect()
 }

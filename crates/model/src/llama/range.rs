@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use janus_kernels::{
-    AttnRow, KvDtype, KvSlots, Packed, Pool, RopeTable, Rows, WeightFormat, add_assign, attention, linear, rms_norm, silu_mul,
+    AttnRow, KvDtype, KvSlots, Packed, Pool, RopeTable, Rows, WeightFormat, add_assign, attention, linear, rms_norm,
+    silu_mul,
 };
 use janus_spec::LlamaSpec;
 
@@ -66,7 +67,10 @@ impl LlamaRange {
     ) -> Result<Self> {
         let spec = checkpoint.spec.llm.clone();
         if range.is_empty() || range.end > spec.layers {
-            return Err(Error::Argument(format!("layers {range:?} are not a range within the model's {} layers", spec.layers)));
+            return Err(Error::Argument(format!(
+                "layers {range:?} are not a range within the model's {} layers",
+                spec.layers
+            )));
         }
         let (hidden, queries, keys) = (spec.hidden, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let mut layers = Vec::with_capacity(range.len());

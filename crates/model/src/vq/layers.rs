@@ -1,7 +1,9 @@
 //! Building blocks of the VQ autoencoder (deepseek-ai/Janus vq_model.py), over pictures laid out `[height, width,
 //! channels]`: so a 1x1 convolution is a matrix product over pixels and a 3x3 one gathers nine short rows.
 
-use janus_kernels::{ConvSpec, Pad, PackedConv, Pool, Rows, WeightFormat, add_assign, attention_full, conv2d, group_norm_swish};
+use janus_kernels::{
+    ConvSpec, PackedConv, Pad, Pool, Rows, WeightFormat, add_assign, attention_full, conv2d, group_norm_swish,
+};
 
 use crate::error::Result;
 use crate::nn::Linear;

@@ -58,7 +58,10 @@ impl Codebook {
 fn check_pixels(pixels: &[f32], size: usize) -> Result<()> {
     match pixels.len() == 3 * size * size {
         true => Ok(()),
-        false => Err(Error::Argument(format!("the VQ encoder takes {size}x{size} pixels of 3 channels, not {} values", pixels.len()))),
+        false => Err(Error::Argument(format!(
+            "the VQ encoder takes {size}x{size} pixels of 3 channels, not {} values",
+            pixels.len()
+        ))),
     }
 }
 

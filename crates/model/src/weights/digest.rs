@@ -39,7 +39,14 @@ impl Checkpoint {
         let mut hash = Sha256::new();
         hash.update(b"janus-tensor-1\0");
         hash.update(tensor.name.as_bytes());
-        hash.update([0, match dtype { Dtype::F32 => 0, Dtype::F16 => 1, Dtype::Bf16 => 2 }]);
+        hash.update([
+            0,
+            match dtype {
+                Dtype::F32 => 0,
+                Dtype::F16 => 1,
+                Dtype::Bf16 => 2,
+            },
+        ]);
         for &dim in &tensor.shape {
             hash.update((dim as u64).to_le_bytes());
         }
@@ -81,7 +88,8 @@ impl Checkpoint {
         for (_, digest) in &all {
             hash.update(digest.0);
         }
-        let listed = tensors.iter().zip(all).map(|(tensor, (_, digest))| TensorDigest { tensor: tensor.clone(), digest }).collect();
+        let listed =
+            tensors.iter().zip(all).map(|(tensor, (_, digest))| TensorDigest { tensor: tensor.clone(), digest }).collect();
         Ok((Digest(hash.finalize().into()), listed))
     }
 }

@@ -185,7 +185,9 @@ mod tests {
 
     #[test]
     fn counts_the_parameters_of_the_published_models() {
-        for (spec, expected) in [(ModelSpec::janus_pro_1b(), 2_076_636_811_usize), (ModelSpec::janus_pro_7b(), 7_407_773_323)] {
+        for (spec, expected) in
+            [(ModelSpec::janus_pro_1b(), 2_076_636_811_usize), (ModelSpec::janus_pro_7b(), 7_407_773_323)]
+        {
             let total: usize = inventory(&spec).iter().map(|t| t.shape.iter().product::<usize>()).sum();
             assert_eq!(total, expected);
         }

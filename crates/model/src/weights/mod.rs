@@ -176,7 +176,9 @@ impl Checkpoint {
         }
         Ok(match entry.dtype {
             Ok(Dtype::Bf16) => Stored::Bf16(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect()),
-            Ok(Dtype::F16) => Stored::F32(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
+            Ok(Dtype::F16) => {
+                Stored::F32(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect())
+            }
             _ => Stored::F32(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
         })
     }

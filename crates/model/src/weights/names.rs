@@ -84,8 +84,10 @@ fn vision(rest: &str) -> Location {
             return Location { name: format!("{TOWER}.blocks.{layer}.attn.qkv{kind}"), part: Some((part, 3)) };
         }
     }
-    let tail =
-        tail.replace("self_attn.projection_layer", "attn.proj").replace("layer_norm1", "norm1").replace("layer_norm2", "norm2");
+    let tail = tail
+        .replace("self_attn.projection_layer", "attn.proj")
+        .replace("layer_norm1", "norm1")
+        .replace("layer_norm2", "norm2");
     whole(format!("blocks.{layer}.{tail}"))
 }
 

@@ -59,9 +59,12 @@ pub fn to_hwc<T: Copy>(chw: &[T], channels: usize) -> Vec<T> {
 pub fn assert_close(what: &str, ours: &[f32], reference: &[f32], bound: f32) {
     assert_eq!(ours.len(), reference.len(), "{what}: length");
     let largest = reference.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-    let (at, worst) = ours.iter().zip(reference).map(|(a, b)| (a - b).abs()).enumerate().fold((0, 0.0), |best, (i, d)| {
-        if d > best.1 || d.is_nan() { (i, d) } else { best }
-    });
+    let (at, worst) = ours
+        .iter()
+        .zip(reference)
+        .map(|(a, b)| (a - b).abs())
+        .enumerate()
+        .fold((0, 0.0), |best, (i, d)| if d > best.1 || d.is_nan() { (i, d) } else { best });
     let relative = worst / largest;
     assert!(relative <= bound, "{what}: off by {worst} at {at}, which is {relative:.1e} of the largest value {largest}");
 }

@@ -55,7 +55,10 @@ fn vision(section: &Section<'_>) -> Result<SiglipSpec> {
         image_size: params.side_or("image_size", 336)?,
         layer_norm_eps: fixed.layer_norm_eps,
         // As in the code: only both together.
-        pixel_norm: params.find_rgb("pixel_mean")?.zip(params.find_rgb("pixel_std")?).map(|(mean, std)| (narrow(mean), narrow(std))),
+        pixel_norm: params
+            .find_rgb("pixel_mean")?
+            .zip(params.find_rgb("pixel_std")?)
+            .map(|(mean, std)| (narrow(mean), narrow(std))),
     })
 }
 

@@ -22,7 +22,8 @@ const RULES: &[(&str, Neutral)] = &[
     ("image_processor_type", Neutral::Text(PROCESSORS)),
 ];
 
-const PROCESSORS: &[&str] = &["VLMImageProcessor", "JanusImageProcessor", "JanusImageProcessorFast", "JanusImageProcessorPil"];
+const PROCESSORS: &[&str] =
+    &["VLMImageProcessor", "JanusImageProcessor", "JanusImageProcessorFast", "JanusImageProcessorPil"];
 
 /// transformers 5 nests the section in processor_config.json, and looks there first.
 pub(super) fn load(files: &Files, processor: Option<&Section<'_>>, rounding: SizeRule) -> Result<PreprocessSpec> {

@@ -25,7 +25,11 @@ pub(super) fn build(config: &Section<'_>, rest: Rest) -> Result<ModelSpec> {
     let tied = [config.find_flag("tie_word_embeddings")?, text.find_flag("tie_word_embeddings")?];
     Ok(ModelSpec {
         layout: Layout::Transformers,
-        aligner: ProjectorSpec { depth: eyes.dim_or("depth", 2)?, input: vision.width, hidden: eyes.dim_or("projection_dim", 2048)? },
+        aligner: ProjectorSpec {
+            depth: eyes.dim_or("depth", 2)?,
+            input: vision.width,
+            hidden: eyes.dim_or("projection_dim", 2048)?,
+        },
         gen_aligner: ProjectorSpec { depth: gen_depth, input: vq.embed_dim, hidden: gen_hidden },
         gen_head: image_head(&hands, &llm, gen_hidden, vq.codebook)?,
         llm,

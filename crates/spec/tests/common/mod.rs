@@ -69,7 +69,8 @@ impl Checkpoint {
 
     /// As the binary embeds them.
     pub fn files(&self) -> Files {
-        let list: Vec<(&'static str, &'static [u8])> = self.0.iter().map(|(n, b)| (&*n.clone().leak(), &*b.clone().leak())).collect();
+        let list: Vec<(&'static str, &'static [u8])> =
+            self.0.iter().map(|(n, b)| (&*n.clone().leak(), &*b.clone().leak())).collect();
         Files::Embedded(list.leak())
     }
 

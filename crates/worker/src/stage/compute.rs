@@ -118,7 +118,9 @@ impl Compute for ModelCompute {
                     let part = first
                         .checked_add(span.count as usize * self.hidden)
                         .and_then(|end| rows.get(first..end))
-                        .ok_or_else(|| format!("features have {} rows, fewer than were asked for", rows.len() / self.hidden))?;
+                        .ok_or_else(|| {
+                            format!("features have {} rows, fewer than were asked for", rows.len() / self.hidden)
+                        })?;
                     out.extend_from_slice(part);
                 }
                 None => return Err("an input piece says nothing".to_owned()),

@@ -4,7 +4,9 @@
 
 use janus_model::llama::Span;
 use janus_wire::frame::{self, MAX_PREFILL};
-use janus_wire::v1::{FrameBody, Input, Kind, Mode, Sampling, SlotOp, StepResult, Unit, UnitResult, piece::Piece, slot_op::Op};
+use janus_wire::v1::{
+    FrameBody, Input, Kind, Mode, Sampling, SlotOp, StepResult, Unit, UnitResult, piece::Piece, slot_op::Op,
+};
 
 use super::compute::{Compute, SampleJob, branches};
 use super::{Features, compute};
@@ -52,12 +54,14 @@ pub struct StageCore<C> {
     /// The newest generation each slot has had.
     newest: Vec<u32>,
     counters: Counters,
+    /// Pipeline and epoch; a frame of any other is refused, even one that was checked before the epoch changed.
+    place: (u64, u64),
 }
 
 impl<C: Compute> StageCore<C> {
     /// A stage of `slots` free slots.
     pub fn new(compute: C, slots: usize) -> Self {
-        StageCore { compute, slots: vec![None; slots], newest: vec![0; slots], counters: Counters::default() }
+        StageCore { compute, slots: vec![None; slots], newest: vec![0; slots], counters: Counters::default(), place: (0, 0) }
     }
 
     /// The model.
@@ -75,8 +79,9 @@ impl<C: Compute> StageCore<C> {
         self.slots.iter().flatten().count()
     }
 
-    /// Frees everything: a new epoch begins.
-    pub fn reset(&mut self) {
+    /// Frees everything: a new epoch of a pipeline begins.
+    pub fn begin(&mut self, pipeline: u64, epoch: u64) {
+        self.place = (pipeline, epoch);
         for slot in 0..self.slots.len() {
             self.free(slot);
         }
@@ -94,9 +99,21 @@ impl<C: Compute> StageCore<C> {
     /// Applies a frame.
     ///
     /// # Errors
-    /// If the activations do not belong to the units: then nothing was applied but the slot operations, and the link
-    /// must end.
-    pub fn apply(&mut self, mut body: FrameBody, activations: &[u8], features: &Features) -> Result<Applied, janus_wire::Error> {
+    /// If the frame belongs to another epoch (then nothing was applied), or its activations not to its units (then
+    /// nothing was applied but the slot operations). The link must end.
+    pub fn apply(
+        &mut self,
+        mut body: FrameBody,
+        activations: &[u8],
+        features: &Features,
+    ) -> Result<Applied, janus_wire::Error> {
+        if (body.pipeline, body.epoch) != self.place {
+            let (pipeline, epoch) = self.place;
+            return Err(janus_wire::Error::Frame(format!(
+                "its epoch is {}, but pipeline {pipeline} is in {epoch} now",
+                body.epoch
+            )));
+        }
         for op in &body.slots {
             if let Err(reason) = self.slot_op(op) {
                 self.counters.refused_ops += 1;
@@ -115,7 +132,9 @@ impl<C: Compute> StageCore<C> {
         };
         if incoming.len() != expected {
             let found = incoming.len();
-            return Err(janus_wire::Error::Frame(format!("{found} numbers of activations came, but its units have {expected}")));
+            return Err(janus_wire::Error::Frame(format!(
+                "{found} numbers of activations came, but its units have {expected}"
+            )));
         }
 
         let mut rows = Vec::with_capacity(expected);
@@ -129,7 +148,9 @@ impl<C: Compute> StageCore<C> {
             taken = came.end;
             let before = rows.len();
             let doubled = body.units[..i].iter().any(|u| u.slot == body.units[i].slot && u.refused.is_empty());
-            let checked = self.check(&body.units[i], doubled).and_then(|()| self.rows_of(&body.units[i], &incoming[came], features, &mut rows));
+            let checked = self
+                .check(&body.units[i], doubled)
+                .and_then(|()| self.rows_of(&body.units[i], &incoming[came], features, &mut rows));
             match checked {
                 Ok(()) => self.plan(&body.units[i], &mut spans),
                 Err(reason) => {
@@ -268,7 +289,11 @@ impl<C: Compute> StageCore<C> {
 
     fn plan(&self, unit: &Unit, spans: &mut Vec<Span>) {
         for branch in 0..branches(unit.kind()) {
-            spans.push(Span { slot: 2 * unit.slot as usize + branch, start: unit.start as usize, rows: unit.positions as usize });
+            spans.push(Span {
+                slot: 2 * unit.slot as usize + branch,
+                start: unit.start as usize,
+                rows: unit.positions as usize,
+            });
         }
     }
 
@@ -304,13 +329,8 @@ impl<C: Compute> StageCore<C> {
         .into_iter();
         let units = body.units.iter().map(|unit| {
             let length = self.slots.get(unit.slot as usize).and_then(Option::as_ref).map_or(0, |s| s.length as u32);
-            let mut result = UnitResult {
-                slot: unit.slot,
-                generation: unit.generation,
-                length,
-                id: None,
-                refused: unit.refused.clone(),
-            };
+            let mut result =
+                UnitResult { slot: unit.slot, generation: unit.generation, length, id: None, refused: unit.refused.clone() };
             if unit.refused.is_empty() && unit.sample.is_some() {
                 match drawn.next() {
                     Some(Ok(id)) => result.id = Some(id),

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use janus_wire::v1::stage_client::StageClient;
 use janus_wire::v1::stage_server::{Stage, StageServer};
-use janus_wire::v1::{self, Frame, Hello, LinkAnswer, LinkMessage, ResultMessage, Role, StepResult, link_message, result_message};
+use janus_wire::v1::{
+    self, Frame, Hello, LinkAnswer, LinkMessage, ResultMessage, Role, StepResult, link_message, result_message,
+};
 use janus_wire::{Identity, MAX_NODE_MESSAGE, Security, frame};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Applied, Compute, Features, StageCore};
 use crate::{ComputeThread, Error};
@@ -20,7 +22,6 @@ use crate::{ComputeThread, Error};
 const QUEUE: usize = 4;
 
 /// Where a frame goes when this stage is done with it.
-#[derive(Clone)]
 enum Output {
     Next(mpsc::Sender<LinkMessage>),
     Results(mpsc::Sender<StepResult>),
@@ -30,11 +31,10 @@ enum Output {
 struct Place {
     pipeline: u64,
     epoch: u64,
-    output: Output,
+    /// Until the previous node takes it with its link. It ends with that link, so that the next node hears of the end.
+    output: Option<Output>,
     /// Until the coordinator takes it.
     results: Option<mpsc::Receiver<StepResult>>,
-    /// Whether the previous node is connected.
-    linked: bool,
     /// Ends every stream of this place: a neighbour is lost, or a newer epoch has begun.
     over: CancellationToken,
 }
@@ -78,7 +78,8 @@ impl<C: Compute> StageService<C> {
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let (layers, total_layers, hidden) = (compute.layers(), compute.total_layers(), compute.hidden());
-        let thread = ComputeThread::start(&format!("stage-{}-{}", layers.start, layers.end), QUEUE, StageCore::new(compute, slots))?;
+        let thread =
+            ComputeThread::start(&format!("stage-{}-{}", layers.start, layers.end), QUEUE, StageCore::new(compute, slots))?;
         Ok(StageService(Arc::new(Shared {
             identity,
             security,
@@ -120,7 +121,12 @@ impl<C: Compute> Shared<C> {
     }
 
     /// Connects to the next stage and watches the link.
-    async fn connect_next(&self, request: &v1::ConfigureRequest, hello: &Hello, over: &CancellationToken) -> Result<Output, Error> {
+    async fn connect_next(
+        &self,
+        request: &v1::ConfigureRequest,
+        hello: &Hello,
+        over: &CancellationToken,
+    ) -> Result<Output, Error> {
         let channel = janus_wire::connect(&request.next, &self.security).await?;
         let mut client = StageClient::new(channel).max_decoding_message_size(MAX_NODE_MESSAGE);
         let (sender, receiver) = mpsc::channel(QUEUE);
@@ -144,11 +150,19 @@ impl<C: Compute> Shared<C> {
     }
 
     /// Checks that a frame is the next one of its link.
-    fn open_frame(&self, frame: &Frame, pipeline: u64, epoch: u64, sequence: u64) -> Result<v1::FrameBody, janus_wire::Error> {
+    fn open_frame(
+        &self,
+        frame: &Frame,
+        pipeline: u64,
+        epoch: u64,
+        sequence: u64,
+    ) -> Result<v1::FrameBody, janus_wire::Error> {
         let body = frame::open(frame)?;
-        for (what, found, wanted) in
-            [("pipeline", body.pipeline, pipeline), ("epoch", body.epoch, epoch), ("sequence number", body.sequence, sequence)]
-        {
+        for (what, found, wanted) in [
+            ("pipeline", body.pipeline, pipeline),
+            ("epoch", body.epoch, epoch),
+            ("sequence number", body.sequence, sequence),
+        ] {
             if found != wanted {
                 return Err(janus_wire::Error::Frame(format!("its {what} is {found}, expected {wanted}")));
             }
@@ -168,12 +182,17 @@ impl<C: Compute> Shared<C> {
         loop {
             let message = tokio::select! {
                 message = incoming.message() => message,
-                () = over.cancelled() => return Err(Error::NotReady("the pipeline's epoch is over or the next stage is lost".to_owned())),
+                () = over.cancelled() => return Err(broken()),
                 () = self.shutdown.cancelled() => return Err(Error::NotReady("this stage is shutting down".to_owned())),
             };
             let frame = match message {
                 Ok(Some(LinkMessage { message: Some(link_message::Message::Frame(frame)) })) => frame,
                 Ok(Some(_)) => return Err(Error::Invalid("a second hello, or a message that says nothing".to_owned())),
+                // What cannot be read is refused; a neighbour that is gone needs no answer.
+                Err(status) if matches!(status.code(), Code::Internal | Code::OutOfRange) => {
+                    self.refused_frames.fetch_add(1, Ordering::Relaxed);
+                    return Err(Error::Invalid(status.message().to_owned()));
+                }
                 Ok(None) | Err(_) => return Ok(()),
             };
             let body = self.open_frame(&frame, pipeline, epoch, sequence).inspect_err(|_| {
@@ -184,10 +203,19 @@ impl<C: Compute> Shared<C> {
             let applied = applied.inspect_err(|_| {
                 self.refused_frames.fetch_add(1, Ordering::Relaxed);
             })?;
-            send_on(applied, sequence, &output).await?;
+            // A neighbour that takes nothing must not keep what is over.
+            tokio::select! {
+                sent = send_on(applied, sequence, &output) => sent?,
+                () = over.cancelled() => return Err(broken()),
+            }
             sequence += 1;
         }
     }
+}
+
+/// What a neighbour hears when the pipeline broke elsewhere.
+fn broken() -> Error {
+    Error::NotReady("the pipeline's epoch is over or the next stage is lost".to_owned())
 }
 
 async fn send_on(applied: Applied, sequence: u64, output: &Output) -> Result<(), Error> {
@@ -203,7 +231,9 @@ async fn send_on(applied: Applied, sequence: u64, output: &Output) -> Result<(),
             result.sequence = sequence;
             results.send(result).await.map_err(|_| lost())
         }
-        (Output::Results(_), None) => Err(Error::NotReady("this stage was made the last one, but holds no heads".to_owned())),
+        (Output::Results(_), None) => {
+            Err(Error::NotReady("this stage was made the last one, but holds no heads".to_owned()))
+        }
     }
 }
 
@@ -220,7 +250,12 @@ impl<C: Compute> Stage for StageService<C> {
         let last = shared.layers.end == shared.total_layers;
         if request.next.is_empty() != last {
             let layers = &shared.layers;
-            return Err(Error::Invalid(format!("layers {layers:?} of {} need {} next stage", shared.total_layers, if last { "no" } else { "a" })).into());
+            return Err(Error::Invalid(format!(
+                "layers {layers:?} of {} need {} next stage",
+                shared.total_layers,
+                if last { "no" } else { "a" }
+            ))
+            .into());
         }
         let _turn = shared.configuring.lock().await;
         if let Some(place) = shared.place().as_ref() {
@@ -229,7 +264,8 @@ impl<C: Compute> Stage for StageService<C> {
             }
             place.over.cancel();
         }
-        shared.thread.call(StageCore::reset).await?;
+        let (pipeline, epoch) = (hello.pipeline, hello.epoch);
+        shared.thread.call(move |core| core.begin(pipeline, epoch)).await?;
         let over = CancellationToken::new();
         let (output, results) = if last {
             let (sender, receiver) = mpsc::channel(QUEUE);
@@ -237,8 +273,7 @@ impl<C: Compute> Stage for StageService<C> {
         } else {
             (shared.connect_next(&request, &hello, &over).await?, None)
         };
-        let (pipeline, epoch) = (hello.pipeline, hello.epoch);
-        *shared.place() = Some(Place { pipeline, epoch, output, results, linked: false, over });
+        *shared.place() = Some(Place { pipeline, epoch, output: Some(output), results, over });
         Ok(Response::new(v1::ConfigureResponse { hello: Some(shared.hello(pipeline, epoch)) }))
     }
 
@@ -252,14 +287,13 @@ impl<C: Compute> Stage for StageService<C> {
         shared.check(Some(&hello))?;
         let (output, over) = {
             let mut place = shared.place();
-            let place = place.as_mut().ok_or_else(|| Error::NotReady("this stage has no place in a pipeline yet".to_owned()))?;
+            let place =
+                place.as_mut().ok_or_else(|| Error::NotReady("this stage has no place in a pipeline yet".to_owned()))?;
             if (hello.pipeline, hello.epoch) != (place.pipeline, place.epoch) {
                 return Err(Error::OldEpoch { pipeline: hello.pipeline, asked: hello.epoch, current: place.epoch }.into());
             }
-            if std::mem::replace(&mut place.linked, true) {
-                return Err(Error::NotReady("this epoch's link is taken".to_owned()).into());
-            }
-            (place.output.clone(), place.over.clone())
+            let taken = || Error::NotReady("this epoch's link is taken".to_owned());
+            (place.output.take().ok_or_else(taken)?, place.over.clone())
         };
         let (answers, stream) = mpsc::channel(1);
         let answer = LinkAnswer { hello: Some(shared.hello(hello.pipeline, hello.epoch)) };
@@ -269,7 +303,10 @@ impl<C: Compute> Stage for StageService<C> {
             // Whatever ended it, the pipeline is broken here: let both neighbours know.
             over.cancel();
             if let Err(error) = end {
-                tracing::warn!(%error, "link ended");
+                match shared.shutdown.is_cancelled() {
+                    true => tracing::debug!(%error, "link ended"),
+                    false => tracing::warn!(%error, "link ended"),
+                }
                 let _ = answers.send(Err(error.into())).await;
             }
         });
@@ -282,7 +319,8 @@ impl<C: Compute> Stage for StageService<C> {
         shared.check(Some(&hello))?;
         let (mut results, over) = {
             let mut place = shared.place();
-            let place = place.as_mut().ok_or_else(|| Error::NotReady("this stage has no place in a pipeline yet".to_owned()))?;
+            let place =
+                place.as_mut().ok_or_else(|| Error::NotReady("this stage has no place in a pipeline yet".to_owned()))?;
             if (hello.pipeline, hello.epoch) != (place.pipeline, place.epoch) {
                 return Err(Error::OldEpoch { pipeline: hello.pipeline, asked: hello.epoch, current: place.epoch }.into());
             }
@@ -291,7 +329,8 @@ impl<C: Compute> Stage for StageService<C> {
             (results.ok_or_else(taken)?, place.over.clone())
         };
         let (sender, stream) = mpsc::channel(QUEUE);
-        let answer = ResultMessage { message: Some(result_message::Message::Hello(shared.hello(hello.pipeline, hello.epoch))) };
+        let answer =
+            ResultMessage { message: Some(result_message::Message::Hello(shared.hello(hello.pipeline, hello.epoch))) };
         sender.try_send(Ok(answer)).map_err(|_| Status::internal("the answer cannot be queued"))?;
         tokio::spawn(async move {
             loop {
@@ -314,7 +353,10 @@ impl<C: Compute> Stage for StageService<C> {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
-    async fn put_features(&self, request: Request<v1::PutFeaturesRequest>) -> Result<Response<v1::PutFeaturesResponse>, Status> {
+    async fn put_features(
+        &self,
+        request: Request<v1::PutFeaturesRequest>,
+    ) -> Result<Response<v1::PutFeaturesResponse>, Status> {
         let shared = &self.0;
         let request = request.into_inner();
         shared.check(request.hello.as_ref())?;
@@ -325,7 +367,13 @@ impl<C: Compute> Stage for StageService<C> {
         frame::read_rows(&request.features, &mut rows).map_err(Error::from)?;
         let expected = request.rows as usize * shared.hidden;
         if rows.len() != expected || rows.is_empty() || request.handle.is_empty() {
-            return Err(Error::Invalid(format!("{} numbers are not {} rows of {}", rows.len(), request.rows, shared.hidden)).into());
+            return Err(Error::Invalid(format!(
+                "{} numbers are not {} rows of {}",
+                rows.len(),
+                request.rows,
+                shared.hidden
+            ))
+            .into());
         }
         if rows.iter().any(|x| !x.is_finite()) {
             return Err(Error::Invalid("a feature is not a finite number".to_owned()).into());

@@ -96,7 +96,7 @@ mod x86 {
     }
 
     impl Dot for __m256 {
-        const WIDE: usize = 1;
+        const WIDE: usize = 2;
         const TALL: usize = 4;
         type Weight = __m256i;
         type Acc = __m256i;
