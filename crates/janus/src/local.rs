@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use janus_coordinator::schedule::Limits;
 use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Nodes, StageNode};
+use janus_model::llama::Workspace;
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
 use janus_wire::v1::inference_server::InferenceServer;
@@ -114,9 +115,11 @@ impl Local {
         let checkpoint = Arc::new(checkpoint);
 
         let mut nodes = Nodes::default();
+        let workspace = Arc::new(Workspace::default());
         for i in 0..options.stages {
             let range = share(layers, i, options.stages);
-            let compute = ModelCompute::load(&checkpoint, pool.clone(), range.clone(), weights, options.kv, SLOTS)?;
+            let compute = ModelCompute::load(&checkpoint, pool.clone(), range.clone(), weights, options.kv, SLOTS)?
+                .sharing(workspace.clone());
             let service =
                 StageService::start(identity.clone(), security.clone(), compute, SLOTS, FEATURE_BYTES, shutdown.clone())
                     .map_err(broken)?;

@@ -9,4 +9,4 @@ mod range;
 
 pub use embeddings::Embeddings;
 pub use heads::Heads;
-pub use range::{LlamaRange, SlotId, Span};
+pub use range::{LlamaRange, SlotId, Span, Workspace};

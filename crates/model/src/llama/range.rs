@@ -1,6 +1,7 @@
 //! A contiguous range of Llama layers with a KV cache by sequence slot.
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use janus_kernels::{
     AttnRow, KvDtype, KvSlots, Packed, Pool, RopeTable, Rows, WeightFormat, add_assign, attention, linear, rms_norm,
@@ -41,10 +42,14 @@ pub struct LlamaRange {
     layers: Vec<Layer>,
     rope: RopeTable,
     cache: KvSlots,
-    scratch: Scratch,
+    workspace: Arc<Workspace>,
 }
 
-/// Buffers of a forward pass; they only ever grow, so a steady step allocates nothing.
+/// Buffers of a forward pass; they only ever grow, so a steady step allocates nothing. Ranges that share a pool of threads
+/// compute in turn anyway, so they share these too.
+#[derive(Default)]
+pub struct Workspace(Mutex<Scratch>);
+
 #[derive(Default)]
 struct Scratch {
     rows: Vec<AttnRow>,
@@ -93,8 +98,14 @@ impl LlamaRange {
             spec,
             range,
             layers,
-            scratch: Scratch::default(),
+            workspace: Arc::default(),
         })
+    }
+
+    /// Computes in `workspace`, with others that use the same pool.
+    pub fn sharing(mut self, workspace: Arc<Workspace>) -> Self {
+        self.workspace = workspace;
+        self
     }
 
     /// Which layers these are.
@@ -174,7 +185,8 @@ impl LlamaRange {
         if x.len() != rows * spec.hidden {
             return Err(Error::Argument(format!("{} values are not {rows} rows of {}", x.len(), spec.hidden)));
         }
-        let scratch = &mut self.scratch;
+        let mut scratch = self.workspace.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let scratch = &mut *scratch;
         scratch.rows.clear();
         for span in spans {
             let slot = span.slot;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use janus_kernels::{KvDtype, Pool, WeightFormat};
-use janus_model::llama::{Embeddings, Heads, LlamaRange, Span};
+use janus_model::llama::{Embeddings, Heads, LlamaRange, Span, Workspace};
 use janus_model::{Checkpoint, ImageSampling, sampling::sample};
 use janus_wire::v1::{Input, Kind, Sampling, piece::Piece};
 
@@ -76,6 +76,14 @@ impl ModelCompute {
             total_layers,
             pool,
         })
+    }
+}
+
+impl ModelCompute {
+    /// Computes in `workspace`, with the other stages of this process.
+    pub fn sharing(mut self, workspace: Arc<Workspace>) -> Self {
+        self.llm = self.llm.sharing(workspace);
+        self
     }
 }
 
