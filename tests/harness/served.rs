@@ -22,6 +22,8 @@ impl Served {
     /// Starts it on a free port and waits for the line that says it is ready.
     pub fn start(args: &[&str]) -> Self {
         let mut command = Command::new(binary());
+        // What is resident is what is held, not what each thread of the allocator kept back.
+        command.env("MALLOC_ARENA_MAX", "2");
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

@@ -1,7 +1,6 @@
 //! Measures the matrix product at Janus-Pro-1B shapes against this machine's floors: `cargo run --release --example
 //! speed -p janus-kernels`. Ratios within one run are what counts.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)]
 
 use std::sync::OnceLock;
 use std::time::Instant;

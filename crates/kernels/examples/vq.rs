@@ -1,7 +1,6 @@
 //! Measures the convolutions, norms and attention of one VQ decode to 384 x 384 (channels 128, multipliers 1 1 2 2 4,
 //! three residual blocks a level) on random weights: `cargo run --release --example vq -p janus-kernels -- winograd`.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
