@@ -2,13 +2,15 @@
 //!
 //! [`store`] is the seam: etcd, or its twin in this process with or without a journal. [`keys`] says which key means
 //! what and who writes it. [`membership`] keeps this node's [`Member`] record alive and follows everybody else's;
-//! [`election`] picks the coordinator that leads and numbers its reign. Workers, coordinators and the binary use all of it.
+//! [`election`] picks the coordinator that leads and numbers its reign. [`plan`]
+//! divides layers among nodes: pure, without I/O, clock or chance. Workers, coordinators and the binary use all of it.
 
 pub mod election;
 mod error;
 pub mod keys;
 mod member;
 pub mod membership;
+pub mod plan;
 pub mod store;
 
 pub use election::{Candidate, Election, Leadership, guard};

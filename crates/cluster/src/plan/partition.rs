@@ -1,0 +1,1 @@
+//! The best ranges of layers for one pipeline.
