@@ -23,6 +23,14 @@ pub enum Error {
         /// What is current.
         current: u64,
     },
+    /// A coordinator that another one has replaced.
+    #[error("coordinator epoch {asked} is over; this node follows epoch {current}")]
+    Fenced {
+        /// Its epoch.
+        asked: u64,
+        /// The newest coordinator's.
+        current: u64,
+    },
     /// The layers someone believes this stage to hold are not the ones it holds.
     #[error("this stage holds layers {held:?}, not {asked:?}")]
     Layers {
@@ -58,7 +66,7 @@ impl From<Error> for Status {
         let text = error.to_string();
         match error {
             Error::Wire(janus_wire::Error::Connect { .. }) => status::unavailable(text, Duration::from_secs(1)),
-            Error::Wire(_) | Error::OldEpoch { .. } | Error::Layers { .. } | Error::NotReady(_) => {
+            Error::Wire(_) | Error::OldEpoch { .. } | Error::Fenced { .. } | Error::Layers { .. } | Error::NotReady(_) => {
                 Status::failed_precondition(text)
             }
             Error::Model(_) | Error::Invalid(_) => Status::invalid_argument(text),

@@ -9,4 +9,4 @@ mod range;
 
 pub use embeddings::Embeddings;
 pub use heads::Heads;
-pub use range::{LlamaRange, SlotId, Span, Workspace};
+pub use range::{Layer, LlamaRange, SlotId, Span, Workspace};

@@ -26,7 +26,8 @@ pub struct Span {
     pub rows: usize,
 }
 
-struct Layer {
+/// The weights of one layer, packed.
+pub struct Layer {
     attention_norm: Vec<f32>,
     qkv: Packed,
     output: Packed,
@@ -39,7 +40,7 @@ struct Layer {
 pub struct LlamaRange {
     spec: LlamaSpec,
     range: Range<usize>,
-    layers: Vec<Layer>,
+    layers: Vec<Arc<Layer>>,
     rope: RopeTable,
     cache: KvSlots,
     workspace: Arc<Workspace>,
@@ -61,6 +62,37 @@ struct Scratch {
     delta: Vec<f32>,
 }
 
+impl Layer {
+    /// Loads layer `i` of the language model and nothing else.
+    ///
+    /// # Errors
+    /// Tensors that are missing, damaged or of another shape.
+    pub fn load(checkpoint: &Checkpoint, i: usize, format: WeightFormat) -> Result<Self> {
+        let spec = &checkpoint.spec.llm;
+        let (hidden, queries, keys) = (spec.hidden, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let name = |tail: &str| format!("model.language_model.layers.{i}.{tail}.weight");
+        let (q, k, v) = (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));
+        let (gate, up) = (name("mlp.gate_proj"), name("mlp.up_proj"));
+        Ok(Layer {
+            attention_norm: checkpoint.f32(&name("input_layernorm"), &[hidden])?,
+            qkv: checkpoint.packed(&[(&q, queries), (&k, keys), (&v, keys)], hidden, format)?,
+            output: checkpoint.packed(&[(&name("self_attn.o_proj"), hidden)], queries, format)?,
+            mlp_norm: checkpoint.f32(&name("post_attention_layernorm"), &[hidden])?,
+            gate_up: checkpoint.packed(&[(&gate, spec.intermediate), (&up, spec.intermediate)], hidden, format)?,
+            down: checkpoint.packed(&[(&name("mlp.down_proj"), hidden)], spec.intermediate, format)?,
+        })
+    }
+
+    /// Bytes of weights held.
+    pub fn bytes(&self) -> usize {
+        4 * (self.attention_norm.len() + self.mlp_norm.len())
+            + self.qkv.bytes()
+            + self.output.bytes()
+            + self.gate_up.bytes()
+            + self.down.bytes()
+    }
+}
+
 impl LlamaRange {
     /// Loads the layers of `range` and nothing else, with a table of `slots` free KV slots.
     pub fn load(
@@ -70,32 +102,19 @@ impl LlamaRange {
         kv: KvDtype,
         slots: usize,
     ) -> Result<Self> {
-        let spec = checkpoint.spec.llm.clone();
-        if range.is_empty() || range.end > spec.layers {
-            return Err(Error::Argument(format!(
-                "layers {range:?} are not a range within the model's {} layers",
-                spec.layers
-            )));
-        }
-        let (hidden, queries, keys) = (spec.hidden, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let mut layers = Vec::with_capacity(range.len());
-        for i in range.clone() {
-            let name = |tail: &str| format!("model.language_model.layers.{i}.{tail}.weight");
-            let (q, k, v) = (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));
-            let (gate, up) = (name("mlp.gate_proj"), name("mlp.up_proj"));
-            layers.push(Layer {
-                attention_norm: checkpoint.f32(&name("input_layernorm"), &[hidden])?,
-                qkv: checkpoint.packed(&[(&q, queries), (&k, keys), (&v, keys)], hidden, format)?,
-                output: checkpoint.packed(&[(&name("self_attn.o_proj"), hidden)], queries, format)?,
-                mlp_norm: checkpoint.f32(&name("post_attention_layernorm"), &[hidden])?,
-                gate_up: checkpoint.packed(&[(&gate, spec.intermediate), (&up, spec.intermediate)], hidden, format)?,
-                down: checkpoint.packed(&[(&name("mlp.down_proj"), hidden)], spec.intermediate, format)?,
-            });
-        }
+        check_range(&checkpoint.spec.llm, &range)?;
+        let layers = range.clone().map(|i| Layer::load(checkpoint, i, format).map(Arc::new)).collect::<Result<_>>()?;
+        LlamaRange::of(&checkpoint.spec.llm, range.start, layers, kv, slots)
+    }
+
+    /// Puts loaded layers, which begin with number `first`, together with a table of `slots` free KV slots.
+    pub fn of(spec: &LlamaSpec, first: usize, layers: Vec<Arc<Layer>>, kv: KvDtype, slots: usize) -> Result<Self> {
+        let range = first..first + layers.len();
+        check_range(spec, &range)?;
         Ok(LlamaRange {
             rope: RopeTable::new(spec.head_dim, spec.rope_theta as f32, spec.max_positions),
             cache: KvSlots::new(slots, range.len(), spec.kv_heads, spec.head_dim, kv),
-            spec,
+            spec: spec.clone(),
             range,
             layers,
             workspace: Arc::default(),
@@ -115,14 +134,7 @@ impl LlamaRange {
 
     /// Bytes of weights held.
     pub fn bytes(&self) -> usize {
-        let layer = |l: &Layer| {
-            4 * (l.attention_norm.len() + l.mlp_norm.len())
-                + l.qkv.bytes()
-                + l.output.bytes()
-                + l.gate_up.bytes()
-                + l.down.bytes()
-        };
-        self.layers.iter().map(layer).sum()
+        self.layers.iter().map(|layer| layer.bytes()).sum()
     }
 
     /// Reserves the free slot `slot` for a sequence of at most `capacity` positions.
@@ -230,5 +242,14 @@ impl LlamaRange {
             add_assign(x, &scratch.delta);
         }
         Ok(())
+    }
+}
+
+fn check_range(spec: &LlamaSpec, range: &Range<usize>) -> Result<()> {
+    match range.is_empty() || range.end > spec.layers {
+        true => {
+            Err(Error::Argument(format!("layers {range:?} are not a range within the model's {} layers", spec.layers)))
+        }
+        false => Ok(()),
     }
 }

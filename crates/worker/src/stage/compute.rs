@@ -47,13 +47,27 @@ pub trait Compute: Send + 'static {
     fn kv_bytes(&self) -> usize;
 }
 
+/// Makes what a stage computes with, for any range of layers; keeps the layers it has loaded until it is told otherwise.
+pub trait Loader<C>: Send + Sync + 'static {
+    /// Layers of the whole model.
+    fn total_layers(&self) -> usize;
+    /// Width of a row.
+    fn hidden(&self) -> usize;
+    /// Loads what is missing of `range`. May take minutes; runs on a thread that may wait.
+    fn load(&self, range: Range<usize>) -> Result<C, String>;
+    /// Lets go of everything outside `range`.
+    fn keep(&self, range: Range<usize>);
+    /// Bytes of weights held.
+    fn bytes(&self) -> usize;
+}
+
 /// The real model.
 pub struct ModelCompute {
     pool: Arc<Pool>,
     total_layers: usize,
     hidden: usize,
     llm: LlamaRange,
-    embeddings: Option<Embeddings>,
+    embeddings: Option<Arc<Embeddings>>,
     heads: Option<Heads>,
 }
 
@@ -69,7 +83,7 @@ impl ModelCompute {
     ) -> Result<Self, janus_model::Error> {
         let total_layers = checkpoint.spec.llm.layers;
         Ok(ModelCompute {
-            embeddings: (range.start == 0).then(|| Embeddings::load(checkpoint, weights)).transpose()?,
+            embeddings: (range.start == 0).then(|| Embeddings::load(checkpoint, weights)).transpose()?.map(Arc::new),
             heads: (range.end == total_layers).then(|| Heads::load(checkpoint, weights)).transpose()?,
             llm: LlamaRange::load(checkpoint, range, weights, kv, 2 * slots)?,
             hidden: checkpoint.spec.llm.hidden,
@@ -80,6 +94,16 @@ impl ModelCompute {
 }
 
 impl ModelCompute {
+    pub(super) fn of(
+        pool: Arc<Pool>,
+        spec: &janus_spec::LlamaSpec,
+        llm: LlamaRange,
+        embeddings: Option<Arc<Embeddings>>,
+        heads: Option<Heads>,
+    ) -> Self {
+        ModelCompute { pool, total_layers: spec.layers, hidden: spec.hidden, llm, embeddings, heads }
+    }
+
     /// Computes in `workspace`, with the other stages of this process.
     pub fn sharing(mut self, workspace: Arc<Workspace>) -> Self {
         self.llm = self.llm.sharing(workspace);
@@ -183,7 +207,7 @@ impl Compute for ModelCompute {
     }
 
     fn weight_bytes(&self) -> usize {
-        let ends = self.embeddings.as_ref().map_or(0, Embeddings::bytes) + self.heads.as_ref().map_or(0, Heads::bytes);
+        let ends = self.embeddings.as_ref().map_or(0, |e| e.bytes()) + self.heads.as_ref().map_or(0, Heads::bytes);
         ends + self.llm.bytes()
     }
 

@@ -5,7 +5,8 @@
 use janus_model::llama::Span;
 use janus_wire::frame::{self, MAX_PREFILL};
 use janus_wire::v1::{
-    FrameBody, Input, Kind, Mode, Sampling, SlotOp, StepResult, Unit, UnitResult, piece::Piece, slot_op::Op,
+    FrameBody, Input, Kind, Mode, Sampling, SlotOp, StepResult, TokenLog, Unit, UnitResult, piece::Piece,
+    slot_op::Op,
 };
 
 use super::compute::{Compute, SampleJob, branches};
@@ -24,6 +25,11 @@ struct Slot {
     sampling: Sampling,
     /// Set by an explicit truncate; only then may positions be replayed.
     rebuilding: bool,
+    /// Whose token log this is, and where it begins.
+    key: String,
+    prompt: usize,
+    /// At a first stage: ids fed after the prompt.
+    log: Vec<u32>,
 }
 
 /// Counters of everything a stage has seen.
@@ -86,6 +92,18 @@ impl<C: Compute> StageCore<C> {
             self.free(slot);
         }
         self.newest.fill(0);
+    }
+
+    /// What was seen before this core, by the one it replaces.
+    pub fn counting_on(mut self, counters: Counters) -> Self {
+        self.counters = counters;
+        self
+    }
+
+    /// Token logs of the open slots that have a key.
+    pub fn logs(&self) -> Vec<TokenLog> {
+        let keyed = self.slots.iter().flatten().filter(|slot| !slot.key.is_empty());
+        keyed.map(|slot| TokenLog { key: slot.key.clone(), ids: slot.log.clone() }).collect()
     }
 
     fn first(&self) -> bool {
@@ -171,8 +189,11 @@ impl<C: Compute> StageCore<C> {
             rows.clear();
         }
         for unit in body.units.iter_mut().filter(|u| u.refused.is_empty()) {
-            unit.inputs.clear();
+            let inputs = std::mem::take(&mut unit.inputs);
             if let Some(slot) = &mut self.slots[unit.slot as usize] {
+                if let Some(input) = inputs.first().filter(|_| !slot.key.is_empty()) {
+                    slot.log.extend(logged(input, slot.prompt.saturating_sub(slot.length)));
+                }
                 slot.length += unit.positions as usize;
                 slot.rebuilding &= unit.mode() == Mode::Replay;
             }
@@ -207,8 +228,17 @@ impl<C: Compute> StageCore<C> {
                 }
                 self.newest[index] = op.generation;
                 let sampling = open.sampling.unwrap_or_default();
-                let slot = Slot { generation: op.generation, kind, capacity, length: 0, sampling, rebuilding: false };
-                self.slots[index] = Some(slot);
+                self.slots[index] = Some(Slot {
+                    generation: op.generation,
+                    kind,
+                    capacity,
+                    length: 0,
+                    sampling,
+                    rebuilding: false,
+                    key: open.key.clone(),
+                    prompt: open.prompt as usize,
+                    log: Vec::new(),
+                });
                 Ok(())
             }
             Some(Op::Truncate(length)) => {
@@ -220,6 +250,7 @@ impl<C: Compute> StageCore<C> {
                 }
                 let kind = slot.kind;
                 slot.length = length;
+                slot.log.truncate(length.saturating_sub(slot.prompt));
                 slot.rebuilding = true;
                 (0..branches(kind)).try_for_each(|b| self.compute.truncate(2 * index + b, length))
             }
@@ -348,6 +379,22 @@ impl<C: Compute> StageCore<C> {
             units: units.collect(),
         }
     }
+}
+
+/// The ids of an input from position `skip` on, where its prompt has ended.
+fn logged(input: &Input, mut skip: usize) -> Vec<u32> {
+    let mut log = Vec::new();
+    for piece in &input.pieces {
+        match &piece.piece {
+            Some(Piece::Text(ids) | Piece::Image(ids)) => {
+                log.extend(ids.ids.iter().skip(skip));
+                skip = skip.saturating_sub(ids.ids.len());
+            }
+            Some(Piece::Features(span)) => skip = skip.saturating_sub(span.count as usize),
+            None => {}
+        }
+    }
+    log
 }
 
 /// Positions of an input.

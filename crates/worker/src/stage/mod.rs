@@ -1,14 +1,17 @@
 //! A pipeline stage.
 //!
-//! [`core`] decides, without I/O, what a frame does to the slots; [`compute`] is the seam to the model; [`features`]
+//! [`core`] decides, without I/O, what a frame does to the slots; [`compute`] is the seam to the model, [`loader`]
+//! fetches its layers; [`features`]
 //! keeps encoder features until prompts use them; [`service`] is the gRPC side with the links to the neighbours.
 
 pub mod compute;
 pub mod core;
 pub mod features;
+pub mod loader;
 pub mod service;
 
-pub use compute::{Compute, ModelCompute, SampleJob};
+pub use compute::{Compute, Loader, ModelCompute, SampleJob};
 pub use core::{Applied, StageCore};
 pub use features::Features;
+pub use loader::ModelLoader;
 pub use service::StageService;

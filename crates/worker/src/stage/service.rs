@@ -1,6 +1,7 @@
 //! The gRPC side of a stage: its place in a pipeline, the link that brings frames, and the link or the result stream
 //! that takes them on.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,12 +11,12 @@ use janus_wire::v1::{
     self, Frame, Hello, LinkAnswer, LinkMessage, ResultMessage, Role, StepResult, link_message, result_message,
 };
 use janus_wire::{Identity, MAX_NODE_MESSAGE, Security, frame};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Applied, Compute, Features, StageCore};
+use super::{Applied, Compute, Features, Loader, StageCore};
 use crate::{ComputeThread, Error};
 
 /// Frames or results that wait for a neighbour to take them; the sender then waits too.
@@ -42,14 +43,22 @@ struct Place {
 struct Shared<C> {
     identity: Identity,
     security: Security,
-    thread: ComputeThread<StageCore<C>>,
+    /// What computes; nothing until the first layers are there.
+    thread: ComputeThread<Option<StageCore<C>>>,
     features: Arc<Features>,
-    layers: std::ops::Range<usize>,
+    /// Layers that are computed with: none, or those of the latest place.
+    held: watch::Sender<Range<usize>>,
+    /// Loaded by `Prepare`, waiting for the epoch that uses it.
+    prepared: Mutex<Option<C>>,
+    loader: Option<Arc<dyn Loader<C>>>,
     total_layers: usize,
     hidden: usize,
+    slots: usize,
     place: Mutex<Option<Place>>,
     /// One reconfiguration at a time.
     configuring: tokio::sync::Mutex<()>,
+    /// The highest fencing epoch that a coordinator came with.
+    fence: AtomicU64,
     refused_frames: AtomicU64,
     shutdown: CancellationToken,
 }
@@ -64,8 +73,8 @@ impl<C> Clone for StageService<C> {
 }
 
 impl<C: Compute> StageService<C> {
-    /// A stage that computes with `compute`, for `slots` units at once and `feature_bytes` of encoder features.
-    /// `shutdown` ends its streams.
+    /// A stage that computes with `compute` and nothing else, for `slots` units at once and `feature_bytes` of encoder
+    /// features. `shutdown` ends its streams.
     ///
     /// # Errors
     /// If no thread can be had.
@@ -77,22 +86,61 @@ impl<C: Compute> StageService<C> {
         feature_bytes: usize,
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
-        let (layers, total_layers, hidden) = (compute.layers(), compute.total_layers(), compute.hidden());
-        let thread =
-            ComputeThread::start(&format!("stage-{}-{}", layers.start, layers.end), QUEUE, StageCore::new(compute, slots))?;
+        let (layers, sizes) = (compute.layers(), (compute.total_layers(), compute.hidden()));
+        let core = Some(StageCore::new(compute, slots));
+        Self::with(identity, security, core, layers, None, sizes, slots, feature_bytes, shutdown)
+    }
+
+    /// A stage without layers: it loads what a coordinator asks for.
+    ///
+    /// # Errors
+    /// If no thread can be had.
+    pub fn start_empty(
+        identity: Identity,
+        security: Security,
+        loader: Arc<dyn Loader<C>>,
+        slots: usize,
+        feature_bytes: usize,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Error> {
+        let sizes = (loader.total_layers(), loader.hidden());
+        Self::with(identity, security, None, 0..0, Some(loader), sizes, slots, feature_bytes, shutdown)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn with(
+        identity: Identity,
+        security: Security,
+        core: Option<StageCore<C>>,
+        layers: Range<usize>,
+        loader: Option<Arc<dyn Loader<C>>>,
+        (total_layers, hidden): (usize, usize),
+        slots: usize,
+        feature_bytes: usize,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Error> {
         Ok(StageService(Arc::new(Shared {
             identity,
             security,
-            thread,
+            thread: ComputeThread::start("stage", QUEUE, core)?,
             features: Arc::new(Features::new(feature_bytes)),
-            layers,
+            held: watch::channel(layers).0,
+            prepared: Mutex::new(None),
+            loader,
             total_layers,
             hidden,
+            slots,
             place: Mutex::new(None),
             configuring: tokio::sync::Mutex::new(()),
+            fence: AtomicU64::new(0),
             refused_frames: AtomicU64::new(0),
             shutdown,
         })))
+    }
+
+    /// The layers that are computed with; empty while there are none.
+    pub fn held(&self) -> watch::Receiver<Range<usize>> {
+        self.0.held.subscribe()
     }
 
     /// As a tonic service.
@@ -107,17 +155,64 @@ impl<C: Compute> Shared<C> {
     }
 
     fn hello(&self, pipeline: u64, epoch: u64) -> Hello {
-        self.identity.hello(Role::Stage, pipeline, epoch, self.layers.clone())
+        self.identity.hello(Role::Stage, pipeline, epoch, self.held.borrow().clone())
     }
 
     /// The peer must agree on everything and mean the layers we hold.
     fn check(&self, hello: Option<&Hello>) -> Result<(), Error> {
         self.identity.check(hello)?;
-        let asked = hello.map_or(0..0, |h| h.first_layer as usize..h.end_layer as usize);
-        match asked == self.layers {
+        let (asked, held) = (layers_of(hello), self.held.borrow().clone());
+        match asked == held {
             true => Ok(()),
-            false => Err(Error::Layers { held: self.layers.clone(), asked }),
+            false => Err(Error::Layers { held, asked }),
         }
+    }
+
+    /// Only the newest coordinator may change anything: its fencing epoch is the upper half of a pipeline's epoch.
+    fn fence(&self, hello: &Hello) -> Result<(), Error> {
+        let asked = hello.epoch >> 32;
+        let current = self.fence.fetch_max(asked, Ordering::SeqCst);
+        match asked < current {
+            true => Err(Error::Fenced { asked, current }),
+            false => Ok(()),
+        }
+    }
+
+    /// Has the compute thread hold exactly `layers`, which were prepared unless they are held already.
+    async fn switch(&self, layers: Range<usize>) -> Result<(), Error> {
+        if *self.held.borrow() == layers {
+            return Ok(());
+        }
+        let ready = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take_if(|c| c.layers() == layers);
+        let Some(compute) = ready else {
+            return Err(Error::Layers { held: self.held.borrow().clone(), asked: layers });
+        };
+        let slots = self.slots;
+        self.thread
+            .call(move |core| {
+                let counters = core.as_ref().map(StageCore::counters).unwrap_or_default();
+                *core = Some(StageCore::new(compute, slots).counting_on(counters));
+            })
+            .await?;
+        if let Some(loader) = &self.loader {
+            loader.keep(layers.clone());
+        }
+        self.held.send_replace(layers);
+        Ok(())
+    }
+
+    /// Stops being a stage.
+    async fn release(&self) -> Result<(), Error> {
+        if let Some(place) = self.place().take() {
+            place.over.cancel();
+        }
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.thread.call(|core| *core = None).await?;
+        if let Some(loader) = &self.loader {
+            loader.keep(0..0);
+        }
+        self.held.send_replace(0..0);
+        Ok(())
     }
 
     /// Connects to the next stage and watches the link.
@@ -199,7 +294,10 @@ impl<C: Compute> Shared<C> {
                 self.refused_frames.fetch_add(1, Ordering::Relaxed);
             })?;
             let features = self.features.clone();
-            let applied = self.thread.call(move |core| core.apply(body, &frame.activations, &features)).await?;
+            let apply = move |core: &mut Option<StageCore<C>>| {
+                core.as_mut().map(|core| core.apply(body, &frame.activations, &features))
+            };
+            let applied = self.thread.call(apply).await?.ok_or_else(no_layers)?;
             let applied = applied.inspect_err(|_| {
                 self.refused_frames.fetch_add(1, Ordering::Relaxed);
             })?;
@@ -211,6 +309,14 @@ impl<C: Compute> Shared<C> {
             sequence += 1;
         }
     }
+}
+
+fn layers_of(hello: Option<&Hello>) -> Range<usize> {
+    hello.map_or(0..0, |h| h.first_layer as usize..h.end_layer as usize)
+}
+
+fn no_layers() -> Error {
+    Error::NotReady("this stage holds no layers".to_owned())
 }
 
 /// What a neighbour hears when the pipeline broke elsewhere.
@@ -242,14 +348,52 @@ impl<C: Compute> Stage for StageService<C> {
     type LinkStream = ReceiverStream<Result<LinkAnswer, Status>>;
     type ResultsStream = ReceiverStream<Result<ResultMessage, Status>>;
 
+    async fn prepare(&self, request: Request<v1::PrepareRequest>) -> Result<Response<v1::PrepareResponse>, Status> {
+        let shared = self.0.clone();
+        let request = request.into_inner();
+        shared.identity.check(request.hello.as_ref()).map_err(Error::from)?;
+        let hello = request.hello.clone().unwrap_or_default();
+        shared.fence(&hello)?;
+        let layers = request.first_layer as usize..request.end_layer as usize;
+        let held = shared.held.borrow().clone();
+        let Some(loader) = shared.loader.clone() else {
+            return match layers == held {
+                true => Ok(Response::new(v1::PrepareResponse { weight_bytes: 0 })),
+                false => Err(Error::Layers { held, asked: layers }.into()),
+            };
+        };
+        let _turn = shared.configuring.lock().await;
+        if layers.is_empty() {
+            shared.release().await?;
+        } else if layers != held {
+            let (loading, from) = (layers.clone(), loader.clone());
+            let loaded = tokio::task::spawn_blocking(move || from.load(loading)).await;
+            let loaded = loaded.map_err(|_| Error::Compute("loading the layers panicked".to_owned()))?;
+            let compute = loaded.map_err(Error::Compute)?;
+            *shared.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(compute);
+            tracing::info!(?layers, "layers loaded");
+        }
+        Ok(Response::new(v1::PrepareResponse { weight_bytes: loader.bytes() as u64 }))
+    }
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<v1::LogsResponse>, Status> {
+        let shared = &self.0;
+        let request = request.into_inner();
+        shared.identity.check(request.hello.as_ref()).map_err(Error::from)?;
+        shared.fence(&request.hello.unwrap_or_default())?;
+        let logs = shared.thread.call(|core| core.as_ref().map(StageCore::logs).unwrap_or_default()).await?;
+        Ok(Response::new(v1::LogsResponse { logs }))
+    }
+
     async fn configure(&self, request: Request<v1::ConfigureRequest>) -> Result<Response<v1::ConfigureResponse>, Status> {
         let shared = &self.0;
         let request = request.into_inner();
-        shared.check(request.hello.as_ref())?;
+        shared.identity.check(request.hello.as_ref()).map_err(Error::from)?;
         let hello = request.hello.clone().unwrap_or_default();
-        let last = shared.layers.end == shared.total_layers;
+        shared.fence(&hello)?;
+        let layers = layers_of(Some(&hello));
+        let last = layers.end == shared.total_layers;
         if request.next.is_empty() != last {
-            let layers = &shared.layers;
             return Err(Error::Invalid(format!(
                 "layers {layers:?} of {} need {} next stage",
                 shared.total_layers,
@@ -264,8 +408,9 @@ impl<C: Compute> Stage for StageService<C> {
             }
             place.over.cancel();
         }
+        shared.switch(layers).await?;
         let (pipeline, epoch) = (hello.pipeline, hello.epoch);
-        shared.thread.call(move |core| core.begin(pipeline, epoch)).await?;
+        shared.thread.call(move |core| core.as_mut().map(|core| core.begin(pipeline, epoch))).await?.ok_or_else(no_layers)?;
         let over = CancellationToken::new();
         let (output, results) = if last {
             let (sender, receiver) = mpsc::channel(QUEUE);
@@ -360,7 +505,7 @@ impl<C: Compute> Stage for StageService<C> {
         let shared = &self.0;
         let request = request.into_inner();
         shared.check(request.hello.as_ref())?;
-        if shared.layers.start != 0 {
+        if shared.held.borrow().start != 0 {
             return Err(Error::Invalid("features go to the first stage".to_owned()).into());
         }
         let mut rows = Vec::with_capacity(request.features.len() / 4);
@@ -386,14 +531,16 @@ impl<C: Compute> Stage for StageService<C> {
         let shared = &self.0;
         let (pipeline, epoch) = shared.place().as_ref().map_or((0, 0), |p| (p.pipeline, p.epoch));
         let seen = shared.thread.call(|core| {
+            let core = core.as_ref()?;
             let compute = core.compute();
-            (core.counters(), core.open_slots(), compute.weight_bytes(), compute.kv_bytes())
+            Some((core.counters(), core.open_slots(), compute.weight_bytes(), compute.kv_bytes()))
         });
-        let (counters, open_slots, weight_bytes, kv_bytes) = seen.await?;
+        let (counters, open_slots, weight_bytes, kv_bytes) = seen.await?.unwrap_or_default();
+        let layers = shared.held.borrow().clone();
         Ok(Response::new(v1::DescribeResponse {
             hello: Some(shared.hello(pipeline, epoch)),
-            first_layer: shared.layers.start as u32,
-            end_layer: shared.layers.end as u32,
+            first_layer: layers.start as u32,
+            end_layer: layers.end as u32,
             weight_bytes: weight_bytes as u64,
             kv_bytes: kv_bytes as u64,
             open_slots: open_slots as u32,
