@@ -66,6 +66,7 @@ struct Slot {
     capacity: usize,
     sampling: Sampling,
     branches: Vec<Vec<u32>>,
+    rebuilding: bool,
 }
 
 /// A pipeline that accepts exactly what a stage accepts.
@@ -91,6 +92,7 @@ impl Toy {
                         capacity: open.capacity as usize,
                         sampling: open.sampling.unwrap(),
                         branches: vec![Vec::new(); rows],
+                        rebuilding: false,
                     };
                     assert!(self.slots.insert(op.slot, slot).is_none(), "a slot was opened twice");
                 }
@@ -99,7 +101,12 @@ impl Toy {
                         self.slots.remove(&op.slot);
                     }
                 }
-                Op::Truncate(_) => panic!("nothing truncates yet"),
+                Op::Truncate(length) => {
+                    let slot = self.slots.get_mut(&op.slot).expect("an open slot");
+                    assert_eq!(op.generation, slot.generation);
+                    slot.branches.iter_mut().for_each(|b| b.truncate(*length as usize));
+                    slot.rebuilding = true;
+                }
             }
         }
         let together: u32 = body.units.iter().filter(|u| u.positions > 1).map(|u| u.positions).sum();
@@ -113,9 +120,14 @@ impl Toy {
         assert_eq!((slot.generation, slot.kind), (unit.generation, unit.kind()));
         assert_eq!(unit.start as usize, slot.branches[0].len(), "a unit starts at its slot's length");
         assert_eq!(unit.inputs.len(), slot.branches.len(), "half a pair");
-        assert!(unit.mode() == Mode::Prefill || unit.positions == 1);
+        match unit.mode() {
+            Mode::Decode => assert_eq!(unit.positions, 1),
+            Mode::Replay => assert!(slot.rebuilding, "a replay begins with a truncate"),
+            _ => assert!(!slot.rebuilding, "what was lost is replayed"),
+        }
+        slot.rebuilding &= unit.mode() == Mode::Replay;
         let mut result = UnitResult { slot: unit.slot, generation: unit.generation, ..UnitResult::default() };
-        if self.forgetful && unit.mode() == Mode::Prefill && dice.roll(40) == 0 {
+        if self.forgetful && unit.mode() != Mode::Decode && dice.roll(40) == 0 {
             result.refused = FEATURES_MISSING.to_owned();
             return result;
         }
@@ -151,6 +163,8 @@ fn spec(id: UnitId, dice: &mut Dice) -> UnitSpec {
         keep,
         end: (kind == Kind::Text).then_some(END),
         band: if dice.roll(3) == 0 { Band::Batch } else { Band::Interactive },
+        log: Vec::new(),
+        key: String::new(),
     }
 }
 
@@ -185,7 +199,7 @@ impl World {
                     self.wanted.remove(&unit);
                 }
                 Action::NeedFeatures(unit) => self.parked.push(unit),
-                Action::Queued(..) | Action::Started(_) => {}
+                Action::Queued(..) | Action::Started(_) | Action::Resumed(_) => {}
             }
         }
         assert!(self.flying.len() <= LIMITS.pools + 1, "{} microbatches in flight", self.flying.len());
@@ -222,7 +236,7 @@ impl World {
                 _ if !up => {
                     up = true;
                     world.toy = Toy { forgetful: true, ..Toy::default() };
-                    Event::PipelineUp
+                    Event::PipelineUp(LIMITS.pools)
                 }
                 14..30 if !world.parked.is_empty() => Event::FeaturesReady(world.parked.swap_remove(0)),
                 _ => match world.flying.pop_front() {
@@ -261,6 +275,8 @@ fn text(id: UnitId, prompt: usize, target: usize) -> UnitSpec {
         target,
         end: None,
         band: Band::Interactive,
+        log: Vec::new(),
+        key: String::new(),
     }
 }
 
@@ -274,7 +290,7 @@ fn rows_fill_a_microbatch_before_another_one_opens() {
     for (units, microbatches, largest) in [(1, 1, 1), (16, 1, 16), (17, 2, 9), (64, 4, 16)] {
         let mut scheduler = Scheduler::new(Limits { slots: 64, ..limits });
         (1..=units).for_each(|id| drop(scheduler.step(Event::Submit(Box::new(text(id, 1, 5))))));
-        let actions = scheduler.step(Event::PipelineUp);
+        let actions = scheduler.step(Event::PipelineUp(limits.pools));
         let sizes: Vec<_> = sent(&actions).iter().map(|body| body.units.len()).collect();
         assert_eq!((sizes.len(), sizes[0]), (microbatches, largest), "{units} units");
         assert_eq!(sizes.iter().sum::<usize>() as u64, units);
@@ -287,7 +303,7 @@ fn a_long_prompt_delays_a_running_picture_by_one_chunk_at_most() {
     let mut toy = Toy::default();
     let mut dice = Dice(1);
     scheduler.step(Event::Submit(Box::new(text(1, 1, 100))));
-    let mut actions = scheduler.step(Event::PipelineUp);
+    let mut actions = scheduler.step(Event::PipelineUp(LIMITS.pools));
     for step in 0..20 {
         if step == 5 {
             drop(scheduler.step(Event::Submit(Box::new(text(2, 500, 1)))));

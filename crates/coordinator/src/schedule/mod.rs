@@ -43,8 +43,8 @@ pub enum Event {
     Result(StepResult),
     /// The features a unit was parked for are at the first stage again.
     FeaturesReady(UnitId),
-    /// A new epoch of the pipeline is connected; stages hold nothing.
-    PipelineUp,
+    /// A new epoch of the pipeline is connected, over this many compute pools; stages hold nothing.
+    PipelineUp(usize),
     /// The pipeline is lost; units wait with their logs.
     PipelineDown,
 }
@@ -58,6 +58,8 @@ pub enum Action {
     Queued(UnitId, usize),
     /// A unit got its slot.
     Started(UnitId),
+    /// A unit that had a slot before got one again; its log is replayed.
+    Resumed(UnitId),
     /// An id was drawn.
     Id(UnitId, u32),
     /// A unit is complete.
@@ -119,9 +121,38 @@ impl Scheduler {
         }
     }
 
-    /// Units that wait, are open, and are parked.
+    /// Units that never had a slot, are open, and wait to go on.
     pub fn counts(&self) -> (usize, usize, usize) {
-        (self.waiting.len(), self.active.len(), self.parked.len())
+        let stopped = self.waiting.iter().filter(|unit| unit.started).count();
+        (self.waiting.len() - stopped, self.active.len(), self.parked.len() + stopped)
+    }
+
+    /// Rows that all units still have to compute, one by one: what a new unit has before it.
+    pub fn backlog(&self) -> usize {
+        let left = |spec: &UnitSpec, known: usize| (spec.target - known.min(spec.target)) * spec.rows();
+        self.waiting.iter().map(|u| left(&u.spec, u.known.len())).sum::<usize>()
+            + self.active.values().map(|u| left(&u.spec, u.known.len())).sum::<usize>()
+    }
+
+    /// Token logs of the units that have begun, by the name of their log.
+    pub fn logs(&self) -> impl Iterator<Item = (&str, &[u32])> {
+        let active = self.active.values().map(|u| (&u.spec, &u.known));
+        let waiting = self.waiting.iter().map(|u| (&u.spec, &u.known));
+        let parked = self.parked.values().map(|u| (&u.spec, &u.known));
+        let all = active.chain(waiting).chain(parked).filter(|(spec, _)| !spec.key.is_empty());
+        all.map(|(spec, known)| (spec.key.as_str(), &known[spec.keep.len()..])).filter(|(_, log)| !log.is_empty())
+    }
+
+    /// Takes out every unit, with its log in its specification: for another pipeline.
+    pub fn evacuate(&mut self) -> Vec<UnitSpec> {
+        self.down();
+        let parked = std::mem::take(&mut self.parked).into_values();
+        let all = std::mem::take(&mut self.waiting).into_iter().chain(parked);
+        all.map(|Waiting { mut spec, known, .. }| {
+            spec.log = known[spec.keep.len()..].to_vec();
+            spec
+        })
+        .collect()
     }
 
     /// Takes one event and says what to do.
@@ -136,7 +167,7 @@ impl Scheduler {
                     self.waiting.push_front(unit);
                 }
             }
-            Event::PipelineUp => self.up = true,
+            Event::PipelineUp(pools) => (self.up, self.limits.pools) = (true, pools),
             Event::PipelineDown => self.down(),
         }
         if self.up {
@@ -160,8 +191,9 @@ impl Scheduler {
         // Behind its own band and the bands before it.
         let place = self.waiting.iter().take_while(|w| w.spec.band <= spec.band).count();
         actions.push(Action::Queued(id, place));
-        let known = spec.keep.clone();
-        self.waiting.insert(place, Waiting { spec, known, started: false });
+        let known = [&spec.keep[..], &spec.log].concat();
+        let started = !spec.log.is_empty();
+        self.waiting.insert(place, Waiting { spec, known, started, lost: started });
     }
 
     fn cancel(&mut self, id: UnitId) {
@@ -189,7 +221,7 @@ impl Scheduler {
         self.free = (0..self.limits.slots).rev().collect();
         // The oldest first, before everything that never started.
         for (_, unit) in std::mem::take(&mut self.active).into_iter().rev() {
-            self.waiting.push_front(Waiting { spec: unit.spec, known: unit.known, started: true });
+            self.waiting.push_front(Waiting { spec: unit.spec, known: unit.known, started: true, lost: true });
         }
     }
 
@@ -202,10 +234,13 @@ impl Scheduler {
             let (Some(unit), Some(slot)) = (self.waiting.pop_front(), self.free.pop()) else { break };
             self.kv_used += need;
             self.generations[slot] += 1;
+            let (started, lost) = (unit.started, unit.lost);
             let active = Active::open(unit, slot, self.generations[slot]);
-            self.ops.push(active.open_op());
-            if !active.started {
-                actions.push(Action::Started(active.spec.id));
+            self.ops.extend(active.open_ops());
+            match (started, lost) {
+                (_, true) => actions.push(Action::Resumed(active.spec.id)),
+                (false, _) => actions.push(Action::Started(active.spec.id)),
+                _ => {}
             }
             self.active.insert(active.spec.id, active);
         }
@@ -265,7 +300,7 @@ impl Scheduler {
     fn fail(&mut self, id: UnitId, reason: String, actions: &mut Vec<Action>) {
         let Some(unit) = self.release(id) else { return };
         if reason == FEATURES_MISSING {
-            self.parked.insert(id, Waiting { spec: unit.spec, known: unit.known, started: true });
+            self.parked.insert(id, Waiting { spec: unit.spec, known: unit.known, started: true, lost: false });
             actions.push(Action::NeedFeatures(id));
         } else {
             actions.push(Action::Failed(id, reason));

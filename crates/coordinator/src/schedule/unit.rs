@@ -40,6 +40,10 @@ pub struct UnitSpec {
     pub end: Option<u32>,
     /// Its priority.
     pub band: Band,
+    /// Ids drawn under an earlier coordinator, after the kept ones.
+    pub log: Vec<u32>,
+    /// Names its token log at the first stage; empty if nobody will ask for it.
+    pub key: String,
 }
 
 impl UnitSpec {
@@ -67,7 +71,7 @@ impl UnitSpec {
         if self.prompt == 0 || self.branches.iter().any(|b| positions(b) != self.prompt) {
             return Err(format!("its branches do not have {} positions each", self.prompt));
         }
-        if self.keep.len() >= self.target {
+        if self.keep.len() + self.log.len() >= self.target {
             return Err("nothing is left to draw".to_owned());
         }
         match self.kv_positions() > limits.kv_positions {
@@ -88,6 +92,8 @@ pub(super) struct Waiting {
     pub(super) known: Vec<u32>,
     /// It had a slot before.
     pub(super) started: bool,
+    /// It had begun, and its pipeline was lost.
+    pub(super) lost: bool,
 }
 
 /// A unit with a slot.
@@ -96,7 +102,8 @@ pub(super) struct Active {
     pub(super) spec: UnitSpec,
     /// Ids so far.
     pub(super) known: Vec<u32>,
-    pub(super) started: bool,
+    /// Had a slot before; what that one held is replayed.
+    pub(super) rebuilding: bool,
     pub(super) slot: usize,
     pub(super) generation: u32,
     /// Positions the stages hold.
@@ -109,15 +116,23 @@ pub(super) struct Active {
 
 impl Active {
     pub(super) fn open(unit: Waiting, slot: usize, generation: u32) -> Self {
-        let Waiting { spec, known, started } = unit;
-        Active { spec, known, started, slot, generation, fed: 0, flying: 0, served: 0 }
+        let Waiting { spec, known, started, .. } = unit;
+        Active { spec, known, rebuilding: started, slot, generation, fed: 0, flying: 0, served: 0 }
     }
 
-    pub(super) fn open_op(&self) -> SlotOp {
+    /// Reserves its slot; a replay begins with an explicit truncate.
+    pub(super) fn open_ops(&self) -> impl Iterator<Item = SlotOp> + use<> {
+        let truncate = SlotOp { op: Some(slot_op::Op::Truncate(0)), ..self.open_op() };
+        [self.open_op()].into_iter().chain(self.rebuilding.then_some(truncate))
+    }
+
+    fn open_op(&self) -> SlotOp {
         let open = slot_op::Open {
             kind: self.spec.kind.into(),
             capacity: self.spec.capacity() as u32,
             sampling: Some(self.spec.sampling),
+            prompt: self.spec.prompt as u32,
+            key: self.spec.key.clone(),
         };
         SlotOp { slot: self.slot as u32, generation: self.generation, op: Some(slot_op::Op::Open(open)) }
     }
@@ -142,7 +157,12 @@ impl Active {
             slot: self.slot as u32,
             generation: self.generation,
             kind: self.spec.kind.into(),
-            mode: if decode { Mode::Decode } else { Mode::Prefill }.into(),
+            mode: match (decode, self.rebuilding) {
+                (true, _) => Mode::Decode,
+                (false, true) => Mode::Replay,
+                (false, false) => Mode::Prefill,
+            }
+            .into(),
             start: self.fed as u32,
             positions: positions as u32,
             inputs,
