@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Nodes, StageNode};
+use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode};
 use janus_model::Pool;
 use janus_spec::Tokenizer;
 use janus_wire::Security;
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::client::{Client, client};
@@ -36,25 +37,36 @@ impl Cluster {
             EncoderService::start(identity(), Security::Plain, checkpoint.clone(), pool.clone(), format, (true, true))
                 .unwrap();
         let decoder = DecoderService::start(identity(), checkpoint.clone(), pool, format, true).unwrap();
-        let nodes = Nodes {
-            stages: stages.0.iter().map(|n| StageNode { address: n.address.clone(), layers: n.layers.clone() }).collect(),
-            encoders: vec![serve(|server| server.add_service(encoder.server()), &shutdown).await],
-            decoders: vec![serve(|server| server.add_service(decoder.server()), &shutdown).await],
+        let stage = |n: &crate::stage::Node| StageNode {
+            node: String::new(),
+            address: n.address.clone(),
+            layers: n.layers.clone(),
         };
+        let encoders = vec![serve(|server| server.add_service(encoder.server()), &shutdown).await];
+        let decoders = vec![serve(|server| server.add_service(decoder.server()), &shutdown).await];
         let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec).unwrap();
         let limits = Limits { slots: crate::stage::SLOTS, kv_positions: 1 << 20, queue, pools: 1, rows: 16 };
         let driver = Driver {
             identity: identity(),
             security: Security::Plain,
             pipeline: crate::stage::PIPELINE,
-            nodes: nodes.clone(),
+            places: Places::Fixed(stages.0.iter().map(stage).collect()),
             limits,
             canary: vec![tokenizer.special().bos, tokenizer.special().begin_of_image],
         };
         let driver = driver.start(shutdown.clone()).unwrap();
         let model = Model { name: "tiny-a".to_owned(), spec: checkpoint.spec.clone(), tokenizer };
-        let coordinator =
-            Coordinator::new(model, identity(), &Security::Plain, nodes, driver.clone(), CancellationToken::new());
+        let parts = Parts {
+            identity: identity(),
+            security: Security::Plain,
+            drivers: vec![driver.clone()],
+            encoders: watch::channel(encoders).1,
+            decoders: watch::channel(decoders).1,
+            patience: Duration::from_secs(2),
+            ledger: None,
+            draining: CancellationToken::new(),
+        };
+        let coordinator = Coordinator::new(model, parts);
         let address = serve(|server| server.add_service(coordinator.clone().server()), &shutdown).await;
         soon(driver.ready().wait_for(|ready| *ready)).await.unwrap();
         Cluster { address, driver, coordinator, stages, _shutdown: shutdown.drop_guard() }

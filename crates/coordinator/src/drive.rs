@@ -1,17 +1,19 @@
 //! Runs the scheduler against a pipeline: a loop on a thread of its own, so that public traffic cannot delay a step.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use janus_wire::v1::{Frame, FrameBody, Kind, LinkMessage, Sampling, StepResult, link_message, result_message};
 use janus_wire::{Identity, Security, frame};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::{self, Ends, Nodes};
+use crate::pace::Pace;
+use crate::pipeline::{self, Ends, Placement, StageNode};
 use crate::request::{Failure, Record};
 use crate::schedule::{Action, Band, Event, Finish, Limits, Scheduler, UnitId, UnitSpec};
 
@@ -32,6 +34,43 @@ pub(crate) enum Command {
     Submit(Box<UnitSpec>, Sink),
     Cancel(UnitId),
     FeaturesReady(UnitId),
+    /// Token logs of everything that has begun.
+    Logs(oneshot::Sender<BTreeMap<String, Vec<u32>>>),
+    /// Hands every unit over, for another pipeline.
+    Evacuate(oneshot::Sender<Vec<(UnitSpec, Sink)>>),
+}
+
+/// Where a pipeline's stages come from.
+pub enum Places {
+    /// Always these; a lost pipeline is connected to them again.
+    Fixed(Vec<StageNode>),
+    /// From a conductor, who hears of every loss and answers with the next placement.
+    Led(watch::Receiver<Option<Arc<Placement>>>, mpsc::UnboundedSender<Report>),
+}
+
+/// What a conductor hears of a pipeline.
+#[derive(Debug)]
+pub struct Report {
+    /// Which pipeline.
+    pub pipeline: u64,
+    /// The placement's epoch.
+    pub epoch: u64,
+    /// How it went.
+    pub news: News,
+}
+
+/// See [`Report`].
+#[derive(Debug)]
+pub enum News {
+    /// A canary went through all stages.
+    Ready,
+    /// It is over; the stage at which that showed, if it showed at one.
+    Lost {
+        /// Why.
+        reason: String,
+        /// Index of the stage.
+        stage: Option<usize>,
+    },
 }
 
 /// What a driver needs to know.
@@ -42,8 +81,8 @@ pub struct Driver {
     pub security: Security,
     /// The pipeline's number.
     pub pipeline: u64,
-    /// Its nodes.
-    pub nodes: Nodes,
+    /// Its stages.
+    pub places: Places,
     /// Its limits.
     pub limits: Limits,
     /// Text ids of the canary's prompt, and the id that begins an image.
@@ -56,18 +95,22 @@ pub struct DriverHandle {
     commands: mpsc::Sender<Command>,
     ready: watch::Receiver<bool>,
     trouble: watch::Receiver<Option<String>>,
-    next_unit: Arc<AtomicU64>,
+    placed: watch::Receiver<Option<Arc<Placement>>>,
     stats: Arc<Stats>,
 }
 
 /// What can be seen from outside.
 #[derive(Debug, Default)]
-pub struct Stats {
+struct Stats {
     waiting: AtomicUsize,
     active: AtomicUsize,
+    parked: AtomicUsize,
+    backlog: AtomicUsize,
     epoch: AtomicU64,
     microbatches: AtomicU64,
     failures: AtomicU64,
+    proven: AtomicBool,
+    recovery_ms: AtomicU64,
 }
 
 impl DriverHandle {
@@ -81,9 +124,37 @@ impl DriverHandle {
         self.trouble.clone()
     }
 
+    /// The stages that are connected, or being connected.
+    pub fn placed(&self) -> Option<Arc<Placement>> {
+        self.placed.borrow().clone()
+    }
+
+    /// Whether it was ever ready: then whatever it takes on will be done, after a recovery if need be.
+    pub fn proven(&self) -> bool {
+        self.stats.proven.load(Ordering::Relaxed)
+    }
+
     /// Units that wait, and units that are open.
     pub fn counts(&self) -> (usize, usize) {
         (self.stats.waiting.load(Ordering::Relaxed), self.stats.active.load(Ordering::Relaxed))
+    }
+
+    /// Units that had begun and wait to go on.
+    pub fn parked(&self) -> usize {
+        self.stats.parked.load(Ordering::Relaxed)
+    }
+
+    /// Rows that are still to be computed for everything it has taken on.
+    pub fn backlog(&self) -> usize {
+        self.stats.backlog.load(Ordering::Relaxed)
+    }
+
+    /// How long the latest recovery took, from the loss to the next id.
+    pub fn recovery(&self) -> Option<Duration> {
+        match self.stats.recovery_ms.load(Ordering::Relaxed) {
+            0 => None,
+            ms => Some(Duration::from_millis(ms)),
+        }
     }
 
     /// The pipeline's epoch, the microbatches sent so far, and how often the pipeline was lost.
@@ -94,11 +165,6 @@ impl DriverHandle {
             stats.microbatches.load(Ordering::Relaxed),
             stats.failures.load(Ordering::Relaxed),
         )
-    }
-
-    pub(crate) fn unit_ids(&self, count: usize) -> Vec<UnitId> {
-        let first = self.next_unit.fetch_add(count as u64, Ordering::Relaxed);
-        (first..first + count as u64).collect()
     }
 
     pub(crate) async fn submit(&self, spec: UnitSpec, sink: Sink) -> Result<(), ()> {
@@ -121,6 +187,20 @@ impl DriverHandle {
     pub(crate) async fn features_ready(&self, unit: UnitId) {
         let _ = self.commands.send(Command::FeaturesReady(unit)).await;
     }
+
+    /// Token logs of everything that has begun, by the name of the log.
+    pub(crate) async fn logs(&self) -> BTreeMap<String, Vec<u32>> {
+        let (reply, logs) = oneshot::channel();
+        let _ = self.commands.send(Command::Logs(reply)).await;
+        logs.await.unwrap_or_default()
+    }
+
+    /// Takes everything from it.
+    pub(crate) async fn evacuate(&self) -> Vec<(UnitSpec, Sink)> {
+        let (reply, units) = oneshot::channel();
+        let _ = self.commands.send(Command::Evacuate(reply)).await;
+        units.await.unwrap_or_default()
+    }
 }
 
 impl Driver {
@@ -132,17 +212,23 @@ impl Driver {
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (ready, watching) = watch::channel(false);
         let (trouble, troubled) = watch::channel(None);
+        let (placed, placing) = watch::channel(None);
         let stats = Arc::new(Stats::default());
-        let handle = DriverHandle {
-            commands,
-            ready: watching,
-            trouble: troubled,
-            next_unit: Arc::new(AtomicU64::new(1)),
-            stats: stats.clone(),
-        };
+        let handle = DriverHandle { commands, ready: watching, trouble: troubled, placed: placing, stats: stats.clone() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let scheduler = Scheduler::new(self.limits);
-        let run = Run { driver: self, scheduler, sinks: HashMap::new(), inbox, ready, trouble, stats, epoch: 0 };
+        let run = Run {
+            driver: self,
+            scheduler,
+            sinks: HashMap::new(),
+            inbox,
+            ready,
+            trouble,
+            placed,
+            stats,
+            epoch: 0,
+            lost_at: None,
+        };
         std::thread::Builder::new().name("driver".to_owned()).spawn(move || runtime.block_on(run.forever(shutdown)))?;
         Ok(handle)
     }
@@ -158,8 +244,11 @@ struct Run {
     inbox: mpsc::Receiver<Command>,
     ready: watch::Sender<bool>,
     trouble: watch::Sender<Option<String>>,
+    placed: watch::Sender<Option<Arc<Placement>>>,
     stats: Arc<Stats>,
     epoch: u64,
+    /// When something that ran was lost, until the next id is drawn.
+    lost_at: Option<Instant>,
 }
 
 /// One connected epoch.
@@ -168,81 +257,149 @@ struct Link {
     epoch: u64,
     sent: u64,
     received: u64,
+    pace: Pace,
+}
+
+/// How an epoch ended.
+enum End {
+    Lost(String),
+    /// The conductor has another placement.
+    Moved,
+    Shutdown,
 }
 
 impl Run {
     async fn forever(mut self, shutdown: CancellationToken) {
         let mut pause = RETRY.0;
         while !shutdown.is_cancelled() {
-            self.epoch += 1;
+            let Some(placement) = self.placement(&shutdown).await else { return };
+            self.epoch = placement.epoch;
             self.stats.epoch.store(self.epoch, Ordering::Relaxed);
-            let Driver { nodes, identity, security, pipeline, .. } = &self.driver;
-            match pipeline::connect(nodes, identity, security, *pipeline, self.epoch).await {
+            self.placed.send_replace(Some(placement.clone()));
+            let Driver { identity, security, pipeline, .. } = &self.driver;
+            let (news, proven) = match pipeline::connect(&placement, identity, security, *pipeline).await {
                 Ok(ends) => {
-                    tracing::info!(epoch = self.epoch, stages = self.driver.nodes.stages.len(), "pipeline connected");
-                    let link = Link { ends, epoch: self.epoch, sent: 0, received: 0 };
-                    let proven = self.run(link, &shutdown).await;
-                    self.ready.send_replace(false);
-                    pause = if proven { RETRY.0 } else { (2 * pause).min(RETRY.1) };
+                    tracing::info!(pipeline, epoch = self.epoch, stages = placement.stages.len(), "pipeline connected");
+                    let link = Link { ends, epoch: self.epoch, sent: 0, received: 0, pace: Pace::default() };
+                    let end = self.run(link, placement.pools, &shutdown).await;
+                    let proven = self.ready.send_replace(false);
+                    match end {
+                        End::Shutdown => return,
+                        End::Moved => (None, proven),
+                        End::Lost(reason) => {
+                            tracing::warn!(reason, pipeline = self.driver.pipeline, epoch = self.epoch, "pipeline lost");
+                            (Some(News::Lost { reason, stage: None }), proven)
+                        }
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "pipeline cannot be connected");
-                    pause = (2 * pause).min(RETRY.1);
+                Err(unconnected) => {
+                    let pipeline::Unconnected { stage, error } = unconnected;
+                    tracing::warn!(%error, pipeline, epoch = self.epoch, "pipeline cannot be connected");
+                    (Some(News::Lost { reason: error.to_string(), stage }), false)
                 }
-            }
-            if shutdown.is_cancelled() {
-                break;
-            }
-            // Requests still arrive and leave while there is no pipeline.
-            let until = tokio::time::Instant::now() + pause;
-            loop {
-                tokio::select! {
-                    command = self.inbox.recv() => match command {
-                        Some(command) => { self.command(command); }
-                        None => return,
-                    },
-                    () = tokio::time::sleep_until(until) => break,
-                    () = shutdown.cancelled() => return,
+            };
+            pause = if proven { RETRY.0 } else { (2 * pause).min(RETRY.1) };
+            match (&self.driver.places, news) {
+                (Places::Led(..), Some(news)) => self.report(news),
+                (Places::Led(..), None) => {}
+                // Requests still arrive and leave while there is no pipeline.
+                (Places::Fixed(_), _) => {
+                    let until = Instant::now() + pause;
+                    if self.idle(&shutdown, tokio::time::sleep_until(until)).await.is_none() {
+                        return;
+                    }
                 }
             }
         }
     }
 
-    /// Works until the pipeline is lost; returns whether it was ready once.
-    async fn run(&mut self, mut link: Link, shutdown: &CancellationToken) -> bool {
-        let mut actions = self.scheduler.step(Event::Submit(Box::new(self.canary())));
-        actions.extend(self.scheduler.step(Event::PipelineUp));
-        loop {
-            if let Err(reason) = self.act(actions, &mut link).await {
-                tracing::warn!(reason, epoch = link.epoch, "pipeline lost");
-                break;
+    fn report(&self, news: News) {
+        if let Places::Led(_, reports) = &self.driver.places {
+            let _ = reports.send(Report { pipeline: self.driver.pipeline, epoch: self.epoch, news });
+        }
+    }
+
+    /// The next placement; none at the end.
+    async fn placement(&mut self, shutdown: &CancellationToken) -> Option<Arc<Placement>> {
+        let mut coming = match &self.driver.places {
+            Places::Fixed(stages) => {
+                return Some(Arc::new(Placement { epoch: self.epoch + 1, stages: stages.clone(), pools: 1 }));
             }
+            Places::Led(coming, _) => coming.clone(),
+        };
+        let last = self.epoch;
+        let newer = |placement: &Option<Arc<Placement>>| placement.as_ref().is_some_and(|p| p.epoch > last);
+        let next = async move { coming.wait_for(newer).await.ok().and_then(|placement| placement.clone()) };
+        self.idle(shutdown, next).await.flatten()
+    }
+
+    /// Takes commands until `done`; none if the driver is to end.
+    async fn idle<T>(&mut self, shutdown: &CancellationToken, done: impl Future<Output = T>) -> Option<T> {
+        let mut done = std::pin::pin!(done);
+        loop {
+            tokio::select! {
+                done = &mut done => return Some(done),
+                command = self.inbox.recv() => {
+                    self.command(command?);
+                }
+                () = shutdown.cancelled() => return None,
+            }
+        }
+    }
+
+    /// Works until the epoch ends.
+    async fn run(&mut self, mut link: Link, pools: usize, shutdown: &CancellationToken) -> End {
+        let mut coming = match &self.driver.places {
+            Places::Fixed(_) => None,
+            Places::Led(coming, _) => Some(coming.clone()),
+        };
+        let mut actions = self.scheduler.step(Event::Submit(Box::new(self.canary())));
+        actions.extend(self.scheduler.step(Event::PipelineUp(pools)));
+        let end = loop {
+            if let Err(reason) = self.act(actions, &mut link).await {
+                break End::Lost(reason);
+            }
+            let deadline = link.pace.deadline();
             actions = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break,
+                () = shutdown.cancelled() => break End::Shutdown,
                 result = link.ends.results.message() => match link.check(result) {
-                    Ok(result) => self.scheduler.step(Event::Result(result)),
-                    Err(reason) => {
-                        tracing::warn!(reason, epoch = link.epoch, "pipeline lost");
-                        break;
+                    Ok(result) => {
+                        link.pace.came(result.microbatch);
+                        self.scheduler.step(Event::Result(result))
                     }
+                    Err(reason) => break End::Lost(reason),
                 },
                 answer = link.ends.answers.message() => {
-                    let reason = answer.err().map_or("its link ended".to_owned(), |status| status.message().to_owned());
-                    tracing::warn!(reason, epoch = link.epoch, "pipeline lost");
-                    break;
+                    break End::Lost(answer.err().map_or("its link ended".to_owned(), |status| status.message().to_owned()));
                 }
+                () = newer(&mut coming, link.epoch) => break End::Moved,
+                () = until(deadline) => break End::Lost(link.pace.overdue()),
                 command = self.inbox.recv() => match command {
                     Some(command) => self.command(command),
-                    None => break,
+                    None => break End::Shutdown,
                 },
             };
+        };
+        if !matches!(end, End::Shutdown) {
+            self.stats.failures.fetch_add(u64::from(matches!(end, End::Lost(_))), Ordering::Relaxed);
+            if self.scheduler.counts().1 > usize::from(!*self.ready.borrow()) {
+                self.lost_at.get_or_insert(Instant::now());
+            }
         }
-        let proven = *self.ready.borrow();
-        self.stats.failures.fetch_add(1, Ordering::Relaxed);
         self.scheduler.step(Event::Cancel(CANARY));
         self.scheduler.step(Event::PipelineDown);
-        proven
+        self.count();
+        end
+    }
+
+    fn count(&self) {
+        let (waiting, active, parked) = self.scheduler.counts();
+        let stats = &self.stats;
+        stats.waiting.store(waiting, Ordering::Relaxed);
+        stats.active.store(active, Ordering::Relaxed);
+        stats.parked.store(parked, Ordering::Relaxed);
+        stats.backlog.store(self.scheduler.backlog(), Ordering::Relaxed);
     }
 
     fn command(&mut self, command: Command) -> Vec<Action> {
@@ -256,11 +413,21 @@ impl Run {
                 Event::Cancel(unit)
             }
             Command::FeaturesReady(unit) => Event::FeaturesReady(unit),
+            Command::Logs(reply) => {
+                let logs = self.scheduler.logs().map(|(key, log)| (key.to_owned(), log.to_vec())).collect();
+                let _ = reply.send(logs);
+                return Vec::new();
+            }
+            Command::Evacuate(reply) => {
+                let units = self.scheduler.evacuate().into_iter();
+                let units = units.filter_map(|spec| self.sinks.remove(&spec.id).map(|sink| (spec, sink))).collect();
+                self.count();
+                let _ = reply.send(units);
+                return Vec::new();
+            }
         };
         let actions = self.scheduler.step(event);
-        let (waiting, active, _) = self.scheduler.counts();
-        self.stats.waiting.store(waiting, Ordering::Relaxed);
-        self.stats.active.store(active, Ordering::Relaxed);
+        self.count();
         // Without a pipeline nothing is sent, so what is left is news.
         actions.into_iter().filter_map(|action| self.news(action)).collect()
     }
@@ -272,6 +439,8 @@ impl Run {
                 Action::Send(body) => link.send(self.driver.pipeline, body).await?,
                 Action::Finished(CANARY, _) => {
                     self.ready.send_replace(true);
+                    self.stats.proven.store(true, Ordering::Relaxed);
+                    self.report(News::Ready);
                 }
                 Action::Failed(CANARY, reason) => {
                     self.trouble.send_replace(Some(reason.clone()));
@@ -281,9 +450,7 @@ impl Run {
             }
             self.stats.microbatches.store(link.sent, Ordering::Relaxed);
         }
-        let (waiting, active, _) = self.scheduler.counts();
-        self.stats.waiting.store(waiting, Ordering::Relaxed);
-        self.stats.active.store(active, Ordering::Relaxed);
+        self.count();
         Ok(())
     }
 
@@ -292,13 +459,20 @@ impl Run {
         let unit = match &action {
             Action::Send(_) => return Some(action),
             Action::Queued(unit, _) | Action::Started(unit) | Action::Id(unit, _) | Action::Finished(unit, _) => *unit,
-            Action::Failed(unit, _) | Action::Refused(unit) | Action::NeedFeatures(unit) => *unit,
+            Action::Failed(unit, _) | Action::Refused(unit) | Action::NeedFeatures(unit) | Action::Resumed(unit) => *unit,
         };
+        if let (Action::Id(..), Some(lost)) = (&action, self.lost_at.filter(|_| unit != CANARY)) {
+            self.lost_at = None;
+            let took = lost.elapsed();
+            self.stats.recovery_ms.store((took.as_millis() as u64).max(1), Ordering::Relaxed);
+            tracing::info!(pipeline = self.driver.pipeline, seconds = took.as_secs_f64(), "work goes on");
+        }
         let Some(sink) = self.sinks.get(&unit) else { return Some(action) };
         let end = |end: Result<Finish, Failure>| sink.record.update(sink.index, |p| p.end = Some(end));
         match action {
             Action::Queued(_, place) => sink.record.update(sink.index, |p| p.queued = Some(place)),
             Action::Started(_) => sink.record.update(sink.index, |p| (p.started, p.queued) = (true, None)),
+            Action::Resumed(_) => sink.record.update(sink.index, |p| (p.started, p.queued, p.resumed) = (true, None, p.resumed + 1)),
             Action::Id(_, id) => sink.record.update(sink.index, |p| p.ids.push(id)),
             Action::Finished(_, finish) => end(Ok(finish)),
             Action::Failed(_, reason) => end(Err(Failure::Lost(reason))),
@@ -332,7 +506,26 @@ impl Run {
             target: 1,
             end: None,
             band: Band::Canary,
+            log: Vec::new(),
+            key: String::new(),
         }
+    }
+}
+
+/// Waits for a placement that is newer than `epoch`.
+async fn newer(coming: &mut Option<watch::Receiver<Option<Arc<Placement>>>>, epoch: u64) {
+    if let Some(coming) = coming
+        && coming.wait_for(|placement| placement.as_ref().is_some_and(|p| p.epoch > epoch)).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -340,6 +533,7 @@ impl Link {
     async fn send(&mut self, pipeline: u64, mut body: FrameBody) -> Result<(), String> {
         (body.pipeline, body.epoch, body.sequence) = (pipeline, self.epoch, self.sent);
         self.sent += 1;
+        self.pace.sent(&body);
         let frame: Frame = frame::seal(&body, Bytes::new());
         let message = LinkMessage { message: Some(link_message::Message::Frame(frame)) };
         self.ends.frames.send(message).await.map_err(|_| "the first stage takes no frames".to_owned())

@@ -23,6 +23,13 @@ pub(crate) struct Blob {
     pub(crate) data: Bytes,
 }
 
+impl Blob {
+    /// The picture by its digest alone.
+    pub(crate) fn named(&self) -> Image {
+        Image { data: Bytes::new(), sha256: self.digest.to_vec().into() }
+    }
+}
+
 /// Recent pictures by tenant and digest.
 #[derive(Clone, Default)]
 pub(crate) struct Blobs(Arc<Mutex<Inner>>);

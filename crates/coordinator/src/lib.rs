@@ -6,12 +6,17 @@
 
 pub mod drive;
 mod images;
+pub mod ledger;
+mod pace;
 mod params;
 pub mod pipeline;
+mod pool;
 pub mod request;
 pub mod schedule;
 pub mod service;
 
-pub use drive::{Driver, DriverHandle};
-pub use pipeline::{Nodes, StageNode};
-pub use service::{Coordinator, Model};
+pub use ledger::{Ledger, Logs};
+pub use drive::{Driver, DriverHandle, News, Places, Report};
+pub use pipeline::{Placement, StageNode};
+pub use pool::Addresses;
+pub use service::{Coordinator, Model, Parts};

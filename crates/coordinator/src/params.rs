@@ -19,8 +19,6 @@ pub(crate) const MAX_PROMPT: usize = 1 << 20;
 /// A request's header, checked.
 pub(crate) struct Header {
     pub(crate) id: String,
-    /// Time left; `None` for no deadline.
-    pub(crate) left: Option<Duration>,
     pub(crate) band: Band,
 }
 
@@ -34,22 +32,29 @@ pub(crate) fn header(header: Option<RequestHeader>, model: &str) -> Result<Heade
     if !header.model.is_empty() && header.model != model {
         return Err(Status::not_found(format!("header.model: `{}` is not served here; `{model}` is", header.model)));
     }
-    let left = match header.deadline_unix_ms {
-        0 => None,
-        at => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            match Duration::from_millis(at).checked_sub(now) {
-                Some(left) => Some(left),
-                None => return Err(Status::deadline_exceeded("header.deadline_unix_ms is in the past")),
-            }
-        }
-    };
     let band = match Priority::try_from(header.priority) {
         Ok(Priority::Unspecified | Priority::Interactive) => Band::Interactive,
         Ok(Priority::Batch) => Band::Batch,
         Err(_) => return Err(invalid("header.priority", format!("{} is unknown", header.priority))),
     };
-    Ok(Header { id, left, band })
+    Ok(Header { id, band })
+}
+
+/// Time left until a request's deadline; `None` for no deadline.
+pub(crate) fn left(header: Option<&RequestHeader>) -> Result<Option<Duration>, Status> {
+    let at = match header.map_or(0, |h| h.deadline_unix_ms) {
+        0 => return Ok(None),
+        at => Duration::from_millis(at),
+    };
+    match at.checked_sub(Duration::from_millis(now_unix_ms())) {
+        Some(left) => Ok(Some(left)),
+        None => Err(Status::deadline_exceeded("header.deadline_unix_ms is in the past")),
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64)
 }
 
 /// Sampling of a picture; what the request leaves open is the checkpoint's.

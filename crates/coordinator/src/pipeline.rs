@@ -2,138 +2,118 @@
 //! ends.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use janus_wire::v1::stage_client::StageClient;
-use janus_wire::v1::{
-    ConfigureRequest, LinkMessage, ResultMessage, Role, decoder_client::DecoderClient, encoder_client::EncoderClient,
-    link_message, result_message,
-};
+use janus_wire::v1::{ConfigureRequest, LinkAnswer, LinkMessage, ResultMessage, Role, link_message, result_message};
 use janus_wire::{Error, Identity, MAX_NODE_MESSAGE, Security};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
 /// Frames that wait for the first stage to take them.
 const QUEUE: usize = 4;
+/// A stage that does not answer within this is not there. Longer than a stage waits for its next one.
+const ANSWER: Duration = Duration::from_secs(4);
 
 /// A stage worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageNode {
+    /// Its name.
+    pub node: String,
     /// `host:port`.
     pub address: String,
     /// The layers it holds.
     pub layers: Range<usize>,
 }
 
-/// The nodes of a pipeline.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Nodes {
+/// The stages of one pipeline in one epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Larger than every one before; its upper half is the coordinator's fencing epoch.
+    pub epoch: u64,
     /// In order of their layers.
     pub stages: Vec<StageNode>,
-    /// Addresses of encoders.
-    pub encoders: Vec<String>,
-    /// Addresses of decoders.
-    pub decoders: Vec<String>,
+    /// Distinct compute pools (machines) among them.
+    pub pools: usize,
 }
 
 /// Both ends of a connected pipeline.
 pub(crate) struct Ends {
     pub(crate) frames: mpsc::Sender<LinkMessage>,
-    pub(crate) answers: Streaming<janus_wire::v1::LinkAnswer>,
+    pub(crate) answers: Streaming<LinkAnswer>,
     pub(crate) results: Streaming<ResultMessage>,
+}
+
+/// Why a pipeline could not be connected, and at which of its stages.
+#[derive(Debug)]
+pub(crate) struct Unconnected {
+    pub(crate) stage: Option<usize>,
+    pub(crate) error: Error,
+}
+
+/// A client of the stage at `address`.
+pub(crate) async fn stage_client(address: &str, security: &Security) -> Result<StageClient<Channel>, Error> {
+    let client = StageClient::new(janus_wire::connect(address, security).await?);
+    Ok(client.max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE))
+}
+
+/// A call's answer, or an error that names the node.
+async fn answered<T>(node: &StageNode, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Error> {
+    let refused = |reason: String| Error::Connect { address: node.address.clone(), reason };
+    match tokio::time::timeout(ANSWER, call).await {
+        Ok(answer) => answer.map(Response::into_inner).map_err(|status| refused(status.message().to_owned())),
+        Err(_) => Err(refused("it does not answer".to_owned())),
+    }
+}
+
+async fn message<T>(node: &StageNode, stream: &mut Streaming<T>) -> Result<Option<T>, Error> {
+    answered(node, async { stream.message().await.map(Response::new) }).await
 }
 
 /// Connects the stages for a new epoch.
 pub(crate) async fn connect(
-    nodes: &Nodes,
+    placement: &Placement,
     identity: &Identity,
     security: &Security,
     pipeline: u64,
-    epoch: u64,
-) -> Result<Ends, Error> {
-    let refused = |node: &StageNode, status: Status| Error::Connect {
-        address: node.address.clone(),
-        reason: status.message().to_owned(),
-    };
+) -> Result<Ends, Unconnected> {
+    let stages = &placement.stages;
+    let hello = |node: &StageNode| identity.hello(Role::Coordinator, pipeline, placement.epoch, node.layers.clone());
+    let at = |stage: usize| move |error: Error| Unconnected { stage: Some(stage), error };
+
     let mut clients = Vec::new();
-    for node in &nodes.stages {
-        let channel = janus_wire::connect(&node.address, security).await?;
-        let client = StageClient::new(channel)
-            .max_decoding_message_size(MAX_NODE_MESSAGE)
-            .max_encoding_message_size(MAX_NODE_MESSAGE);
-        clients.push((node, client));
+    for (i, node) in stages.iter().enumerate() {
+        clients.push(stage_client(&node.address, security).await.map_err(at(i))?);
     }
-    let mut next: Option<&StageNode> = None;
-    for (node, client) in clients.iter_mut().rev() {
+    for (i, client) in clients.iter_mut().enumerate().rev() {
+        let next = stages.get(i + 1);
         let request = ConfigureRequest {
-            hello: Some(identity.hello(Role::Coordinator, pipeline, epoch, node.layers.clone())),
+            hello: Some(hello(&stages[i])),
             next: next.map(|n| n.address.clone()).unwrap_or_default(),
             next_first_layer: next.map_or(0, |n| n.layers.start as u32),
             next_end_layer: next.map_or(0, |n| n.layers.end as u32),
         };
-        let answer = client.configure(request).await.map_err(|s| refused(node, s))?.into_inner();
-        identity.check(answer.hello.as_ref())?;
-        next = Some(node);
+        let answer = answered(&stages[i], client.configure(request)).await.map_err(at(i))?;
+        identity.check(answer.hello.as_ref()).map_err(at(i))?;
     }
-    let hello = |node: &StageNode| identity.hello(Role::Coordinator, pipeline, epoch, node.layers.clone());
-    let nothing = || Error::Connect { address: "the pipeline".to_owned(), reason: "it has no stages".to_owned() };
-
-    let (node, client) = clients.last_mut().ok_or_else(nothing)?;
-    let mut results = client.results(hello(node)).await.map_err(|s| refused(node, s))?.into_inner();
-    match results.message().await.map_err(|s| refused(node, s))?.and_then(|m| m.message) {
-        Some(result_message::Message::Hello(hello)) => identity.check(Some(&hello))?,
-        _ => return Err(Error::Frame("the last stage did not begin with a hello".to_owned())),
+    let (Some(last), Some(last_client)) = (stages.last(), clients.last_mut()) else {
+        let error = Error::Connect { address: "the pipeline".to_owned(), reason: "it has no stages".to_owned() };
+        return Err(Unconnected { stage: None, error });
+    };
+    let at_last = at(stages.len() - 1);
+    let mut results = answered(last, last_client.results(hello(last))).await.map_err(at_last)?;
+    match message(last, &mut results).await.map_err(at_last)?.and_then(|m| m.message) {
+        Some(result_message::Message::Hello(hello)) => identity.check(Some(&hello)).map_err(at_last)?,
+        _ => return Err(at_last(Error::Frame("the last stage did not begin with a hello".to_owned()))),
     }
 
-    let (node, client) = clients.first_mut().ok_or_else(nothing)?;
     let (frames, receiver) = mpsc::channel(QUEUE);
-    let first = LinkMessage { message: Some(link_message::Message::Hello(hello(node))) };
-    frames.try_send(first).map_err(|_| Error::Frame("the link is full before it began".to_owned()))?;
-    let mut answers = client.link(ReceiverStream::new(receiver)).await.map_err(|s| refused(node, s))?.into_inner();
-    let answer = answers.message().await.map_err(|s| refused(node, s))?.and_then(|a| a.hello);
-    identity.check(answer.as_ref())?;
+    let first = LinkMessage { message: Some(link_message::Message::Hello(hello(&stages[0]))) };
+    frames.try_send(first).map_err(|_| at(0)(Error::Frame("the link is full before it began".to_owned())))?;
+    let mut answers = answered(&stages[0], clients[0].link(ReceiverStream::new(receiver))).await.map_err(at(0))?;
+    let answer = message(&stages[0], &mut answers).await.map_err(at(0))?.and_then(|a| a.hello);
+    identity.check(answer.as_ref()).map_err(at(0))?;
     Ok(Ends { frames, answers, results })
-}
-
-/// A pool of nodes of one role; work goes to each in turn.
-pub(crate) struct Pool<T> {
-    nodes: Vec<(String, tokio::sync::OnceCell<T>)>,
-    next: std::sync::atomic::AtomicUsize,
-    security: Security,
-}
-
-impl<T: Clone> Pool<T> {
-    pub(crate) fn new(addresses: &[String], security: &Security) -> Self {
-        Pool {
-            nodes: addresses.iter().map(|a| (a.clone(), tokio::sync::OnceCell::new())).collect(),
-            next: std::sync::atomic::AtomicUsize::new(0),
-            security: security.clone(),
-        }
-    }
-
-    async fn pick(&self, make: impl FnOnce(Channel) -> T) -> Result<T, Error> {
-        if self.nodes.is_empty() {
-            return Err(Error::Connect {
-                address: "a node".to_owned(),
-                reason: "the pipeline has none of this role".to_owned(),
-            });
-        }
-        let turn = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % self.nodes.len();
-        let (address, client) = &self.nodes[turn];
-        let connect = || async { janus_wire::connect(address, &self.security).await.map(make) };
-        client.get_or_try_init(connect).await.cloned()
-    }
-}
-
-impl Pool<EncoderClient<Channel>> {
-    pub(crate) async fn encoder(&self) -> Result<EncoderClient<Channel>, Error> {
-        self.pick(|c| EncoderClient::new(c).max_encoding_message_size(MAX_NODE_MESSAGE)).await
-    }
-}
-
-impl Pool<DecoderClient<Channel>> {
-    pub(crate) async fn decoder(&self) -> Result<DecoderClient<Channel>, Error> {
-        self.pick(|c| DecoderClient::new(c).max_decoding_message_size(MAX_NODE_MESSAGE)).await
-    }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::schedule::{Finish, UnitId};
 
 /// Finished requests can be read again for this long...
-const KEEP: Duration = Duration::from_secs(600);
+pub(crate) const KEEP: Duration = Duration::from_secs(600);
 /// ...and at most so many are kept.
 const KEEP_COUNT: usize = 1024;
 
@@ -24,6 +24,10 @@ pub(crate) struct Progress {
     /// Units waiting before it, while it waits.
     pub(crate) queued: Option<usize>,
     pub(crate) started: bool,
+    /// How often it went on after a loss.
+    pub(crate) resumed: u32,
+    /// Which pipeline has it.
+    pub(crate) home: usize,
     /// Kept and drawn ids.
     pub(crate) ids: Vec<u32>,
     pub(crate) end: Option<Result<Finish, Failure>>,
@@ -48,6 +52,8 @@ pub(crate) struct Record {
     pictures: Mutex<Vec<Arc<OnceCell<DecodeResponse>>>>,
     /// Ids fed at the start, for `Started`.
     pub(crate) prompt: Vec<u32>,
+    /// Whether it is durable, once that is known.
+    accepted: watch::Sender<Option<bool>>,
 }
 
 impl Record {
@@ -60,7 +66,19 @@ impl Record {
             pictures: Mutex::new(units.iter().map(|_| Arc::default()).collect()),
             units,
             prompt,
+            accepted: watch::channel(None).0,
         }
+    }
+
+    /// The request is admitted, durably or not.
+    pub(crate) fn accept(&self, durable: bool) {
+        self.accepted.send_replace(Some(durable));
+    }
+
+    /// Waits until it is admitted; whether that is durable.
+    pub(crate) async fn accepted(&self) -> bool {
+        let mut accepted = self.accepted.subscribe();
+        accepted.wait_for(Option::is_some).await.is_ok_and(|durable| durable.unwrap_or_default())
     }
 
     /// Changes the progress of unit `index` and wakes readers.
@@ -88,6 +106,11 @@ impl Record {
     /// Lets go of the pictures; their ids can be decoded again.
     fn forget_pictures(&self) {
         self.pictures.lock().unwrap_or_else(PoisonError::into_inner).fill_with(Arc::default);
+    }
+
+    /// How often it went on after a loss: pictures of one request are lost together.
+    pub(crate) fn resumed(&self) -> u32 {
+        self.lock().iter().map(|p| p.resumed).max().unwrap_or_default()
     }
 
     pub(crate) fn finished(&self) -> bool {
@@ -120,15 +143,15 @@ pub(crate) enum Joined {
     Conflict,
 }
 
-/// What is done about units that nobody wants any more.
-type GiveUp = Arc<dyn Fn(&[UnitId]) + Send + Sync>;
+/// What is done when the last reader has left; true if the request is unfinished, or failed.
+type Leaving = Arc<dyn Fn(&Record, bool) + Send + Sync>;
 
 /// A caller's hold on a request. When the last one of an unfinished request goes, its units are given up.
 pub(crate) struct Reader {
     pub(crate) record: Arc<Record>,
     id: String,
     requests: Requests,
-    give_up: GiveUp,
+    leaving: Leaving,
 }
 
 impl Requests {
@@ -138,7 +161,7 @@ impl Requests {
         id: &str,
         fingerprint: [u8; 32],
         make: impl FnOnce() -> Record,
-        give_up: impl Fn(&[UnitId]) + Send + Sync + 'static,
+        leaving: impl Fn(&Record, bool) + Send + Sync + 'static,
     ) -> Joined {
         let mut all = self.lock();
         Self::forget_old(&mut all);
@@ -150,7 +173,7 @@ impl Requests {
         entry.readers += 1;
         entry.left = None;
         let reader =
-            Reader { record: entry.record.clone(), id: id.to_owned(), requests: self.clone(), give_up: Arc::new(give_up) };
+            Reader { record: entry.record.clone(), id: id.to_owned(), requests: self.clone(), leaving: Arc::new(leaving) };
         if known { Joined::Known(reader) } else { Joined::New(reader) }
     }
 
@@ -191,7 +214,7 @@ impl Reader {
             entry.readers += 1;
         }
         let (record, id, requests) = (self.record.clone(), self.id.clone(), self.requests.clone());
-        Reader { record, id, requests, give_up: self.give_up.clone() }
+        Reader { record, id, requests, leaving: self.leaving.clone() }
     }
 }
 
@@ -208,11 +231,13 @@ impl Drop for Reader {
         if self.record.finished() && !failed {
             entry.left = Some(Instant::now());
             self.record.forget_pictures();
+            drop(all);
+            (self.leaving)(&self.record, false);
         } else {
             // Unfinished, or failed: a caller that tries again gets a fresh start.
             all.remove(&self.id);
             drop(all);
-            (self.give_up)(&self.record.units);
+            (self.leaving)(&self.record, true);
         }
     }
 }
@@ -232,8 +257,8 @@ mod tests {
                 "a",
                 [print; 32],
                 || Record::new([1; 32], vec![7], &[], vec![]),
-                move |units| {
-                    count.fetch_add(units.len(), Ordering::Relaxed);
+                move |record, unfinished| {
+                    count.fetch_add(record.units.len() * usize::from(unfinished), Ordering::Relaxed);
                 },
             )
         };
@@ -251,7 +276,7 @@ mod tests {
     #[test]
     fn a_finished_request_can_be_read_again() {
         let requests = Requests::default();
-        let join = || requests.join("a", [1; 32], || Record::new([1; 32], vec![7], &[], vec![]), |_| {});
+        let join = || requests.join("a", [1; 32], || Record::new([1; 32], vec![7], &[], vec![]), |_, _| {});
         let Joined::New(reader) = join() else { panic!("it is new") };
         reader.record.update(0, |p| p.end = Some(Ok(Finish::Complete)));
         drop(reader);

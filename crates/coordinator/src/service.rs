@@ -1,12 +1,14 @@
 //! The public service: requests to units, units' records to event streams.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use janus_spec::{GenerationPrompt, ModelSpec, Tokenizer};
 use janus_wire::v1::inference_server::{Inference, InferenceServer};
 use janus_wire::v1::{
-    self, Ids, Kind, Piece, Role, Sampling, decoder_client::DecoderClient, encoder_client::EncoderClient, piece,
+    self, AdmittedRequest, Ids, Kind, Piece, Role, Sampling, admitted_request, decoder_client::DecoderClient,
+    encoder_client::EncoderClient, piece,
 };
 use janus_wire::{Identity, MAX_CLIENT_MESSAGE, Security, status};
 
@@ -20,9 +22,10 @@ use tonic::{Request, Response, Status};
 use crate::drive::{DriverHandle, Sink};
 use crate::images::{Blob, Blobs};
 use crate::params::{self, Header, MAX_PICTURES, MAX_PROMPT};
-use crate::pipeline::{Nodes, Pool};
+use crate::ledger::{Ledger, Logs};
+use crate::pool::{Addresses, Pool};
 use crate::request::{Failure, Joined, Reader, Record, Requests};
-use crate::schedule::UnitSpec;
+use crate::schedule::{UnitId, UnitSpec};
 
 mod chat;
 mod paint;
@@ -31,8 +34,6 @@ mod paint;
 const EVENTS: usize = 16;
 /// When to come back to a full queue or an unready pipeline.
 const RETRY: Duration = Duration::from_secs(2);
-/// Encoders and decoders are asked this often.
-const ATTEMPTS: usize = 3;
 
 /// What is served: configuration and tokeniser, no weights.
 pub struct Model {
@@ -44,18 +45,50 @@ pub struct Model {
     pub tokenizer: Tokenizer,
 }
 
+/// What a coordinator works with.
+pub struct Parts {
+    /// Who we are.
+    pub identity: Identity,
+    /// How we connect.
+    pub security: Security,
+    /// One driver for each pipeline.
+    pub drivers: Vec<DriverHandle>,
+    /// Encoders, as they come and go.
+    pub encoders: Addresses,
+    /// Decoders.
+    pub decoders: Addresses,
+    /// How long encoding or decoding may look for a node that does it.
+    pub patience: Duration,
+    /// Where requests are durable; a single process has none.
+    pub ledger: Option<Ledger>,
+    /// Stops admissions.
+    pub draining: CancellationToken,
+}
+
 struct Shared {
     model: Model,
     identity: Identity,
-    nodes: Nodes,
-    driver: DriverHandle,
+    drivers: Vec<DriverHandle>,
+    next_unit: AtomicU64,
     requests: Requests,
     blobs: Blobs,
     encoders: Pool<EncoderClient<Channel>>,
     decoders: Pool<DecoderClient<Channel>>,
+    ledger: Option<Ledger>,
     draining: CancellationToken,
     /// Held by every call until its last event is with the transport.
     running: Arc<()>,
+}
+
+/// A request that was checked: everything that is needed to begin it, or to begin it again.
+struct Work {
+    header: Header,
+    fingerprint: [u8; 32],
+    record: Record,
+    specs: Vec<UnitSpec>,
+    pictures: Vec<Blob>,
+    home: usize,
+    admitted: AdmittedRequest,
 }
 
 /// The public gRPC service. Cheap to clone.
@@ -65,27 +98,63 @@ pub struct Coordinator(Arc<Shared>);
 type Events<T> = ReceiverStream<Result<T, Status>>;
 
 impl Coordinator {
-    /// A service over a driver and its nodes. `draining` stops admissions.
-    pub fn new(
-        model: Model,
-        identity: Identity,
-        security: &Security,
-        nodes: Nodes,
-        driver: DriverHandle,
-        draining: CancellationToken,
-    ) -> Self {
+    /// A service over the drivers of its pipelines.
+    pub fn new(model: Model, parts: Parts) -> Self {
+        let Parts { identity, security, drivers, encoders, decoders, patience, ledger, draining } = parts;
         Coordinator(Arc::new(Shared {
-            encoders: Pool::new(&nodes.encoders, security),
-            decoders: Pool::new(&nodes.decoders, security),
+            encoders: Pool::encoders(encoders, &security, patience),
+            decoders: Pool::decoders(decoders, &security, patience),
+            // The canary of every pipeline is 0.
+            next_unit: AtomicU64::new(1),
             requests: Requests::default(),
             blobs: Blobs::default(),
             model,
             identity,
-            nodes,
-            driver,
+            drivers,
+            ledger,
             draining,
             running: Arc::default(),
         }))
+    }
+
+    /// Takes on what a predecessor had admitted, with the ids it is known to have drawn. Nobody has to ask for it.
+    pub async fn restore(&self, admitted: Vec<AdmittedRequest>, logs: &Logs) {
+        for request in admitted {
+            let tenant = request.tenant.clone();
+            let work = match request.request.clone() {
+                Some(admitted_request::Request::Image(image)) => {
+                    self.0.keep_blobs(&request);
+                    paint::work(&self.0, &tenant, image, logs).await
+                }
+                Some(admitted_request::Request::Chat(chat)) => {
+                    self.0.keep_blobs(&request);
+                    chat::work(&self.0, &tenant, chat, logs)
+                }
+                None => continue,
+            };
+            match work {
+                Ok(work) => self.0.take_on(&tenant, work).await,
+                Err(status) => {
+                    tracing::warn!(tenant, error = status.message(), "an admitted request cannot go on");
+                }
+            }
+        }
+    }
+
+    /// Moves everything from one pipeline to the others that are alive.
+    pub async fn evacuate(&self, from: usize) {
+        let alive = |i: &usize| *i != from && self.0.drivers[*i].proven() && *self.0.drivers[*i].ready().borrow();
+        if !(0..self.0.drivers.len()).any(|i| alive(&i)) {
+            return;
+        }
+        for (spec, sink) in self.0.drivers[from].evacuate().await {
+            let home = self.0.route();
+            sink.record.update(sink.index, |p| p.home = home);
+            let (record, index) = (sink.record.clone(), sink.index);
+            if self.0.drivers[home].submit(spec, sink).await.is_err() {
+                record.update(index, |p| p.end = Some(Err(Failure::Lost("the pipeline's driver is gone".to_owned()))));
+            }
+        }
     }
 
     /// As a tonic service.
@@ -121,112 +190,184 @@ impl Shared {
         }
     }
 
+    /// A pipeline that was ready once does what it takes on, after a recovery if need be.
     fn admit(&self) -> Result<(), Status> {
-        match *self.driver.ready().borrow() {
+        match self.drivers.iter().any(|driver| *driver.ready().borrow() || driver.proven()) {
             true => Ok(()),
             false => Err(status::unavailable("the pipeline is not ready", RETRY)),
         }
+    }
+
+    /// The pipeline with the least to do, among those that are ready if there are any.
+    fn route(&self) -> usize {
+        let rank = |i: &usize| {
+            let driver = &self.drivers[*i];
+            (!*driver.ready().borrow(), !driver.proven(), driver.backlog())
+        };
+        (0..self.drivers.len()).min_by_key(rank).unwrap_or(0)
     }
 
     fn hello(&self) -> v1::Hello {
         self.identity.hello(Role::Coordinator, 0, 0, 0..0)
     }
 
-    /// Joins or makes a request; new units are submitted.
-    async fn join(
-        self: &Arc<Self>,
-        tenant: &str,
-        header: &Header,
-        fingerprint: [u8; 32],
-        make: impl FnOnce(&[u64]) -> (Record, Vec<UnitSpec>),
-        units: usize,
-        pictures: Vec<Blob>,
-    ) -> Result<Reader, Status> {
-        let ids = self.driver.unit_ids(units);
-        let mut specs = Vec::new();
-        let driver = self.driver.clone();
+    fn unit_ids(&self, count: usize) -> impl Iterator<Item = UnitId> + use<> {
+        let first = self.next_unit.fetch_add(count as u64, Ordering::Relaxed);
+        first..first + count as u64
+    }
+
+    fn keep_blobs(&self, request: &AdmittedRequest) {
+        for data in &request.blobs {
+            let image = v1::Image { data: data.clone(), ..v1::Image::default() };
+            // What it is was checked when it was admitted.
+            let _ = self.blobs.resolve(&request.tenant, "image", &image);
+        }
+    }
+
+    /// What is done when the last reader of a request has left.
+    fn leaving(self: &Arc<Self>, key: &str) -> impl Fn(&Record, bool) + Send + Sync + use<> {
+        let (shared, key) = (Arc::downgrade(self), key.to_owned());
+        move |record: &Record, unfinished| {
+            let Some(shared) = shared.upgrade() else { return };
+            if unfinished {
+                shared.give_up(record);
+            }
+            if let Some(ledger) = &shared.ledger {
+                ledger.forget(&key);
+            }
+        }
+    }
+
+    fn give_up(&self, record: &Record) {
+        for (index, unit) in record.units.iter().enumerate() {
+            let home = record.look(index, |p| p.home).unwrap_or_default();
+            self.drivers[home].cancel(&[*unit]);
+        }
+    }
+
+    /// Joins a request, or makes it: then it is written down, and its units are submitted.
+    async fn join(self: &Arc<Self>, tenant: &str, work: Work) -> Result<Reader, Status> {
+        let Work { header, fingerprint, record, specs, pictures, home, admitted } = work;
         let key = format!("{tenant}/{}", header.id);
-        let make = || {
-            let (record, made) = make(&ids);
-            specs = made;
-            record
-        };
-        let reader = match self.requests.join(&key, fingerprint, make, move |units| driver.cancel(units)) {
+        let reader = match self.requests.join(&key, fingerprint, || record, self.leaving(&key)) {
             Joined::Conflict => {
                 return Err(Status::already_exists(format!(
                     "header.request_id: `{}` is in use with other parameters",
                     header.id
                 )));
             }
-            Joined::Known(reader) => return Ok(reader),
+            Joined::Known(reader) => {
+                reader.record.accepted().await;
+                return Ok(reader);
+            }
             Joined::New(reader) => reader,
         };
-        self.submit(tenant, specs, pictures, reader.another()).await;
+        let (shared, tenant, mine) = (self.clone(), tenant.to_owned(), reader.another());
+        // A caller that goes away meanwhile does not end this: others may have joined.
+        let begin = async move {
+            let durable = match &shared.ledger {
+                Some(ledger) => ledger.admit(&key, admitted).await,
+                None => false,
+            };
+            mine.record.accept(durable);
+            shared.submit(&tenant, specs, pictures, home, mine).await;
+        };
+        let _ = tokio::spawn(begin).await;
         Ok(reader)
     }
 
-    /// Gives units to the driver. A caller that goes away meanwhile does not end this: others may have joined.
-    async fn submit(self: &Arc<Self>, tenant: &str, specs: Vec<UnitSpec>, pictures: Vec<Blob>, reader: Reader) {
-        let pictures = Arc::new(pictures);
-        let mut units = Vec::new();
-        for (index, spec) in specs.into_iter().enumerate() {
-            let (shared, tenant, pictures, record) =
-                (self.clone(), tenant.to_owned(), pictures.clone(), reader.record.clone());
-            let again = move |unit| {
-                let (shared, tenant, pictures, record) = (shared.clone(), tenant.clone(), pictures.clone(), record.clone());
-                tokio::spawn(async move {
-                    match shared.understand(&tenant, &pictures).await {
-                        Ok(()) => shared.driver.features_ready(unit).await,
-                        Err(error) => {
-                            tracing::warn!(%error, "pictures could not be encoded again");
-                            shared.driver.cancel(&[unit]);
-                            let lost = Failure::Lost("its pictures are gone and could not be encoded again".to_owned());
-                            record.update(index, |p| p.end = Some(Err(lost)));
-                        }
-                    }
-                });
-            };
-            let runtime = tokio::runtime::Handle::current();
-            // The driver's thread calls this; the work belongs to the public runtime.
-            let encode_again: Arc<dyn Fn(u64) + Send + Sync> = Arc::new(move |unit| {
-                let _guard = runtime.enter();
-                again(unit);
-            });
-            let sink = Sink { record: reader.record.clone(), index, encode_again: Some(encode_again) };
-            units.push((index, spec, sink));
-        }
-        let driver = self.driver.clone();
-        let submit = async move {
-            for (index, spec, sink) in units {
-                let record = &reader.record;
-                // Cancelled before it was the turn of this one.
-                if record.look(index, |p| p.end.is_some()).unwrap_or(true) {
-                    continue;
-                }
-                if driver.submit(spec, sink).await.is_err() {
-                    record.update(index, |p| p.end = Some(Err(Failure::Lost("the pipeline's driver is gone".to_owned()))));
-                }
-            }
-        };
-        let _ = tokio::spawn(submit).await;
+    /// Begins a request that is written down already; it runs to its end whether anybody asks for it or not.
+    async fn take_on(self: &Arc<Self>, tenant: &str, work: Work) {
+        let Work { header, fingerprint, record, specs, pictures, home, .. } = work;
+        let key = format!("{tenant}/{}", header.id);
+        let Joined::New(reader) = self.requests.join(&key, fingerprint, || record, self.leaving(&key)) else { return };
+        reader.record.accept(true);
+        let holding = reader.another();
+        self.submit(tenant, specs, pictures, home, reader).await;
+        tokio::spawn(async move {
+            let mut watch = holding.record.watch();
+            while !holding.record.finished() && watch.changed().await.is_ok() {}
+            // Its caller, if it is still there, comes back within this time.
+            tokio::time::sleep(crate::request::KEEP).await;
+        });
     }
 
-    /// Has the features of all pictures at the first stage.
-    async fn understand(&self, tenant: &str, pictures: &[Blob]) -> Result<(), Status> {
-        let Some(first) = self.nodes.stages.first() else {
-            return Err(status::unavailable("the pipeline has no stages", RETRY));
-        };
+    /// Gives units to their driver.
+    async fn submit(
+        self: &Arc<Self>,
+        tenant: &str,
+        specs: Vec<UnitSpec>,
+        pictures: Vec<Blob>,
+        home: usize,
+        reader: Reader,
+    ) {
+        let pictures = Arc::new(pictures);
+        for (index, spec) in specs.into_iter().enumerate() {
+            let record = &reader.record;
+            // Cancelled before it was the turn of this one.
+            if record.look(index, |p| p.end.is_some()).unwrap_or(true) {
+                continue;
+            }
+            record.update(index, |p| p.home = home);
+            let encode_again = self.encoding(tenant, &pictures, &reader.record, index);
+            let sink = Sink { record: record.clone(), index, encode_again: Some(encode_again) };
+            if self.drivers[home].submit(spec, sink).await.is_err() {
+                record.update(index, |p| p.end = Some(Err(Failure::Lost("the pipeline's driver is gone".to_owned()))));
+            }
+        }
+    }
+
+    /// What brings a unit's features back when the first stage does not have them.
+    fn encoding(
+        self: &Arc<Self>,
+        tenant: &str,
+        pictures: &Arc<Vec<Blob>>,
+        record: &Arc<Record>,
+        index: usize,
+    ) -> Arc<dyn Fn(UnitId) + Send + Sync> {
+        let (shared, tenant, pictures, record) =
+            (Arc::downgrade(self), tenant.to_owned(), pictures.clone(), record.clone());
+        // The driver's thread calls this; the work belongs to the public runtime.
+        let runtime = tokio::runtime::Handle::current();
+        Arc::new(move |unit| {
+            let Some(shared) = shared.upgrade() else { return };
+            let (tenant, pictures, record) = (tenant.clone(), pictures.clone(), record.clone());
+            runtime.spawn(async move {
+                let home = record.look(index, |p| p.home).unwrap_or_default();
+                match shared.understand(&tenant, &pictures, home).await {
+                    Ok(()) => shared.drivers[home].features_ready(unit).await,
+                    Err(error) => {
+                        tracing::warn!(%error, "pictures could not be encoded again");
+                        shared.drivers[home].cancel(&[unit]);
+                        let lost = Failure::Lost("its pictures are gone and could not be encoded again".to_owned());
+                        record.update(index, |p| p.end = Some(Err(lost)));
+                    }
+                }
+            });
+        })
+    }
+
+    /// Has the features of all pictures at the first stage of a pipeline.
+    async fn understand(&self, tenant: &str, pictures: &[Blob], home: usize) -> Result<(), Status> {
         for picture in pictures {
             let request = v1::UnderstandRequest {
                 hello: Some(self.hello()),
                 image: picture.data.clone(),
                 handle: crate::images::feature_handle(tenant, &picture.digest),
-                stage: first.address.clone(),
-                stage_first_layer: first.layers.start as u32,
-                stage_end_layer: first.layers.end as u32,
+                ..v1::UnderstandRequest::default()
             };
-            let call =
-                retried(|| async { self.encoders.encoder().await.map_err(unreachable)?.understand(request.clone()).await });
+            let call = self.encoders.call(|mut encoder| {
+                let first = self.drivers[home].placed().and_then(|placement| placement.stages.first().cloned());
+                let mut request = request.clone();
+                async move {
+                    let none = || status::unavailable("the pipeline has no stages", RETRY);
+                    let first = first.ok_or_else(none)?;
+                    request.stage = first.address;
+                    request.stage_first_layer = first.layers.start as u32;
+                    request.stage_end_layer = first.layers.end as u32;
+                    encoder.understand(request).await
+                }
+            });
             call.await.map_err(|status| status::blame(&picture.field, status))?;
         }
         Ok(())
@@ -240,12 +381,19 @@ impl Shared {
 
     async fn decode(&self, ids: &[u32]) -> Result<v1::DecodeResponse, Status> {
         let request = v1::DecodeRequest { hello: Some(self.hello()), ids: ids.to_vec() };
-        retried(|| async { self.decoders.decoder().await.map_err(unreachable)?.decode(request.clone()).await }).await
+        let call = |mut decoder: DecoderClient<Channel>| {
+            let request = request.clone();
+            async move { decoder.decode(request).await }
+        };
+        self.decoders.call(call).await
     }
 
     async fn encode_ids(&self, picture: &Blob) -> Result<Vec<u32>, Status> {
         let request = v1::EncodeIdsRequest { hello: Some(self.hello()), image: picture.data.clone() };
-        let call = retried(|| async { self.encoders.encoder().await.map_err(unreachable)?.tokenize(request.clone()).await });
+        let call = self.encoders.call(|mut encoder| {
+            let request = request.clone();
+            async move { encoder.tokenize(request).await }
+        });
         let answer = call.await.map_err(|status| status::blame(&picture.field, status))?;
         Ok(answer.ids)
     }
@@ -253,29 +401,6 @@ impl Shared {
     fn done(&self, input: usize, output: usize) -> v1::Done {
         let usage = v1::Usage { input_tokens: input as u64, output_tokens: output as u64 };
         v1::Done { numerics: self.identity.numerics.clone(), usage: Some(usage) }
-    }
-}
-
-fn unreachable(error: janus_wire::Error) -> Status {
-    status::unavailable(error.to_string(), RETRY)
-}
-
-/// Encoding and decoding change nothing, so a lost node is tried again, on the next one if there is one.
-async fn retried<T, F>(mut call: impl FnMut() -> F) -> Result<T, Status>
-where
-    F: Future<Output = Result<Response<T>, Status>>,
-{
-    let mut attempt = 1;
-    loop {
-        match call().await {
-            Ok(answer) => return Ok(answer.into_inner()),
-            Err(status)
-                if attempt < ATTEMPTS && matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown) =>
-            {
-                attempt += 1
-            }
-            Err(status) => return Err(status),
-        }
     }
 }
 
@@ -356,20 +481,21 @@ impl Inference for Coordinator {
     async fn tokenize(&self, request: Request<v1::TokenizeRequest>) -> Result<Response<v1::TokenizeResponse>, Status> {
         let tenant = tenant(&request);
         let request = request.into_inner();
-        let header = params::header(request.header, &self.0.model.name)?;
-        let image = request.image.ok_or_else(|| status::invalid("image", "is missing"))?;
-        let _place = self.0.enter()?;
+        let image = request.image.clone().ok_or_else(|| status::invalid("image", "is missing"))?;
+        let (_place, left) = (self.0.enter()?, params::left(request.header.as_ref())?);
+        params::header(request.header, &self.0.model.name)?;
         let blob = self.0.blobs.resolve(&tenant, "image", &image)?;
-        let tokens = within(header.left, self.0.encode_ids(&blob)).await?;
+        let tokens = within(left, self.0.encode_ids(&blob)).await?;
         Ok(Response::new(v1::TokenizeResponse { tokens }))
     }
 
     async fn detokenize(&self, request: Request<v1::DetokenizeRequest>) -> Result<Response<v1::DetokenizeResponse>, Status> {
         let request = request.into_inner();
-        let header = params::header(request.header, &self.0.model.name)?;
+        let left = params::left(request.header.as_ref())?;
+        params::header(request.header, &self.0.model.name)?;
         check_ids(&request.tokens, &self.0.model.spec)?;
         let _place = self.0.enter()?;
-        let picture = within(header.left, self.0.decode(&request.tokens)).await?;
+        let picture = within(left, self.0.decode(&request.tokens)).await?;
         Ok(Response::new(v1::DetokenizeResponse { width: picture.width, height: picture.height, rgb: picture.rgb }))
     }
 
@@ -378,7 +504,10 @@ impl Inference for Coordinator {
         let record = self.0.requests.get(&id);
         let record =
             record.ok_or_else(|| Status::not_found(format!("request_id: `{}` is unknown", request.get_ref().request_id)))?;
-        self.0.driver.cancel(&record.units);
+        self.0.give_up(&record);
+        if let Some(ledger) = &self.0.ledger {
+            ledger.forget(&id);
+        }
         for index in 0..record.units.len() {
             record.update(index, |p| {
                 p.end.get_or_insert(Err(Failure::Cancelled));
@@ -397,7 +526,7 @@ impl Inference for Coordinator {
             image_size: spec.vq.image_size as u32,
             grid: spec.vq.grid as u32,
             codebook: spec.vq.codebook as u32,
-            stages: shared.nodes.stages.len() as u32,
+            stages: shared.drivers.iter().find_map(DriverHandle::placed).map_or(0, |p| p.stages.len() as u32),
             cfg_weight: spec.generation.cfg_weight,
             temperature: spec.generation.temperature,
         }))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Nodes, StageNode};
+use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode};
 use janus_model::llama::Workspace;
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
@@ -16,6 +16,7 @@ use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
 use janus_worker::stage::{ModelCompute, StageService};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
@@ -35,6 +36,8 @@ const ROWS: usize = 16;
 const FEATURE_BYTES: usize = 256 << 20;
 /// How long a pipeline in this process may take from its weights to its first id.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// How long a lost encoder or decoder of this process is tried again.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the last events may take to their readers.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -114,7 +117,7 @@ impl Local {
         let shutdown = CancellationToken::new();
         let checkpoint = Arc::new(checkpoint);
 
-        let mut nodes = Nodes::default();
+        let (mut stages, mut encoders, mut decoders) = (Vec::new(), Vec::new(), Vec::new());
         let workspace = Arc::new(Workspace::default());
         for i in 0..options.stages {
             let range = share(layers, i, options.stages);
@@ -124,7 +127,7 @@ impl Local {
                 StageService::start(identity.clone(), security.clone(), compute, SLOTS, FEATURE_BYTES, shutdown.clone())
                     .map_err(broken)?;
             let address = spawn(&security, |server| server.add_service(service.server()), &shutdown).await?;
-            nodes.stages.push(StageNode { address: address.to_string(), layers: range });
+            stages.push(StageNode { node: format!("stage-{i}"), address: address.to_string(), layers: range });
         }
         let needs = options.needs;
         let encoder = EncoderService::start(
@@ -136,10 +139,10 @@ impl Local {
             (needs.vision, needs.vq_encoder),
         );
         let encoder = encoder.map_err(Failure::mistake)?;
-        nodes.encoders.push(spawn(&security, |server| server.add_service(encoder.server()), &shutdown).await?.to_string());
+        encoders.push(spawn(&security, |server| server.add_service(encoder.server()), &shutdown).await?.to_string());
         let decoder = DecoderService::start(identity.clone(), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
         let decoder = decoder.map_err(Failure::mistake)?;
-        nodes.decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
+        decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
 
         let special = tokenizer.special();
         let per_position = checkpoint.spec.kv_bytes_per_position(options.kv.size()).max(1);
@@ -147,7 +150,7 @@ impl Local {
             identity: identity.clone(),
             security: security.clone(),
             pipeline: 1,
-            nodes: nodes.clone(),
+            places: Places::Fixed(stages),
             limits: Limits {
                 slots: SLOTS,
                 kv_positions: usize::try_from(kv_budget() / per_position)
@@ -162,7 +165,17 @@ impl Local {
         let driver = driver.start(shutdown.clone()).map_err(broken)?;
         let draining = CancellationToken::new();
         let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
-        let coordinator = Coordinator::new(model, identity, &security, nodes, driver.clone(), draining.clone());
+        let parts = Parts {
+            identity,
+            security: security.clone(),
+            drivers: vec![driver.clone()],
+            encoders: watch::channel(encoders).1,
+            decoders: watch::channel(decoders).1,
+            patience: PATIENCE,
+            ledger: None,
+            draining: draining.clone(),
+        };
+        let coordinator = Coordinator::new(model, parts);
 
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;

@@ -14,9 +14,28 @@ const MAX_STOPS: (usize, usize) = (4, 256);
 pub(super) async fn chat(
     shared: &Arc<Shared>,
     tenant: &str,
-    mut request: v1::ChatRequest,
+    request: v1::ChatRequest,
 ) -> Result<Response<Events<v1::ChatEvent>>, Status> {
-    let header = params::header(request.header.take(), &shared.model.name)?;
+    let place = shared.enter()?;
+    let (left, stops) = (params::left(request.header.as_ref())?, request.stop.clone());
+    let work = work(shared, tenant, request, &Logs::default())?;
+    shared.admit()?;
+    // Features are pushed before the unit is queued, so that its prompt finds them.
+    within(left, shared.understand(tenant, &work.pictures, work.home)).await?;
+    let reader = shared.join(tenant, work).await?;
+    let shared = shared.clone();
+    Ok(stream(place, left, move |out| follow(shared, reader, stops, out)))
+}
+
+/// Checks a request and lays out its unit.
+pub(super) fn work(
+    shared: &Arc<Shared>,
+    tenant: &str,
+    mut request: v1::ChatRequest,
+    logs: &Logs,
+) -> Result<Work, Status> {
+    let stored_header = request.header.take();
+    let header = params::header(stored_header.clone(), &shared.model.name)?;
     let spec = &shared.model.spec;
     let sampling = params::sampling(
         request.temperature.unwrap_or(spec.generation.text_temperature),
@@ -33,31 +52,48 @@ pub(super) async fn chat(
     if wanted == 0 {
         return Err(status::invalid("max_tokens", "0 leaves nothing to answer with"));
     }
-    let place = shared.enter()?;
-    shared.admit()?;
-    let print = fingerprint("chat", &request);
-    let target = wanted.min(room.max(1));
-    let pieces = pieces(&prompt, tenant, &pictures);
-    let make = |ids: &[u64]| {
-        let record = Record::new(print, ids.to_vec(), &[], prompt.ids.clone());
-        let unit = |&id: &u64| UnitSpec {
-            id,
-            kind: Kind::Text,
-            sampling,
-            branches: vec![pieces.clone()],
-            prompt: prompt.ids.len(),
-            keep: Vec::new(),
-            target,
-            end: Some(shared.model.tokenizer.special().eos),
-            band: header.band,
-        };
-        (record, ids.iter().map(unit).collect())
+    name_pictures(&mut request, &pictures);
+    let fingerprint = fingerprint("chat", &request);
+    let (target, home) = (wanted.min(room.max(1)), shared.route());
+    let ids: Vec<UnitId> = shared.unit_ids(1).collect();
+    let record = Record::new(fingerprint, ids.clone(), &[], prompt.ids.clone());
+    let key = format!("{tenant}/{}#0", header.id);
+    let log = logs.of(&key, target);
+    record.update(0, |p| p.ids.extend(&log));
+    let unit = |id: UnitId| UnitSpec {
+        id,
+        kind: Kind::Text,
+        sampling,
+        branches: vec![pieces(&prompt, tenant, &pictures)],
+        prompt: prompt.ids.len(),
+        keep: Vec::new(),
+        target,
+        end: Some(shared.model.tokenizer.special().eos),
+        band: header.band,
+        log: log.clone(),
+        key: key.clone(),
     };
-    // Features are pushed before the unit is queued, so that its prompt finds them.
-    within(header.left, shared.understand(tenant, &pictures)).await?;
-    let reader = shared.join(tenant, &header, print, make, 1, pictures).await?;
-    let shared = shared.clone();
-    Ok(stream(place, header.left, move |out| follow(shared, reader, request.stop, out)))
+    let specs = ids.into_iter().map(unit).collect();
+    request.header = stored_header;
+    let admitted = AdmittedRequest {
+        tenant: tenant.to_owned(),
+        request: Some(admitted_request::Request::Chat(request)),
+        blobs: pictures.iter().map(|blob| blob.data.clone()).collect(),
+        admitted_unix_ms: params::now_unix_ms(),
+    };
+    Ok(Work { header, fingerprint, record, specs, pictures, home, admitted })
+}
+
+/// Puts digests in the places of pictures' bytes: a request is the same however its pictures came.
+fn name_pictures(request: &mut v1::ChatRequest, pictures: &[Blob]) {
+    let parts = request.messages.iter_mut().flat_map(|message| &mut message.parts);
+    let in_parts = parts.filter_map(|part| match &mut part.part {
+        Some(v1::part::Part::Image(image)) => Some(image),
+        _ => None,
+    });
+    for (image, blob) in in_parts.chain(&mut request.raw_images).zip(pictures) {
+        *image = blob.named();
+    }
 }
 
 /// The conversation as ids, and its pictures in order.
@@ -138,12 +174,19 @@ async fn follow(shared: Arc<Shared>, reader: Reader, stops: Vec<String>, out: Ou
     let send = async |event| out.send(Ok(v1::ChatEvent { event: Some(event) })).await.map_err(gone);
     let mut watch = record.watch();
     let mut decoder = tokenizer.stream_decoder();
-    let (mut announced, mut queued, mut seen) = (false, None, 0);
+    let (mut announced, mut queued, mut seen, mut resumed) = (false, None, 0, 0);
+    let durable = record.accepted().await;
+    send(v1::chat_event::Event::Accepted(v1::Accepted { durable })).await?;
     let mut text = String::new();
     let mut tokens = Vec::new();
     let broken = |e: janus_spec::Error| Status::internal(e.to_string());
     let reason = 'answer: loop {
         watch.borrow_and_update();
+        let times = record.resumed();
+        if times > resumed {
+            resumed = times;
+            send(v1::chat_event::Event::Resumed(v1::Resumed { count: times })).await?;
+        }
         let look = record.look(0, |p| (p.queued, p.started || p.end.is_some(), p.ids[seen..].to_vec(), p.end.clone()));
         let Some((place, started, new, end)) = look else { return Err(Status::internal("the request's record is gone")) };
         if let Some(place) = place

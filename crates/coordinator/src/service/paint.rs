@@ -8,9 +8,27 @@ type Out = mpsc::Sender<Result<v1::GenerateImageEvent, Status>>;
 pub(super) async fn paint(
     shared: &Arc<Shared>,
     tenant: &str,
-    mut request: v1::GenerateImageRequest,
+    request: v1::GenerateImageRequest,
 ) -> Result<Response<Events<v1::GenerateImageEvent>>, Status> {
-    let header = params::header(request.header.take(), &shared.model.name)?;
+    let place = shared.enter()?;
+    let (left, stream_ids) = (params::left(request.header.as_ref())?, request.stream_ids);
+    let work = within(left, work(shared, tenant, request, &Logs::default())).await?;
+    shared.admit()?;
+    let (seed, kept) = (work.specs.first().map_or(0, |s| s.sampling.seed), work.specs.first().map_or(0, |s| s.keep.len()));
+    let reader = shared.join(tenant, work).await?;
+    let shared = shared.clone();
+    Ok(stream(place, left, move |out| follow(shared, reader, seed, kept, stream_ids, out)))
+}
+
+/// Checks a request and lays out its units.
+pub(super) async fn work(
+    shared: &Arc<Shared>,
+    tenant: &str,
+    mut request: v1::GenerateImageRequest,
+    logs: &Logs,
+) -> Result<Work, Status> {
+    let stored_header = request.header.take();
+    let header = params::header(stored_header.clone(), &shared.model.name)?;
     let spec = &shared.model.spec;
     let count = request.n.max(1);
     if count > MAX_PICTURES {
@@ -23,40 +41,49 @@ pub(super) async fn paint(
     let prompt = shared.model.tokenizer.generation_prompt(&request.prompt, request.raw_prompt);
     let prompt = prompt.map_err(|e| status::invalid("prompt", e.to_string()))?;
     let (rows, grid) = (request.keep_rows as usize, spec.vq.grid);
-    let initial = match &request.init_image {
-        Some(image) if rows <= grid => Some(shared.blobs.resolve(tenant, "init_image", image)?),
+    let initial = match &mut request.init_image {
+        Some(image) if rows <= grid => {
+            let blob = shared.blobs.resolve(tenant, "init_image", image)?;
+            *image = blob.named();
+            Some(blob)
+        }
         Some(_) => {
             return Err(status::invalid("keep_rows", format!("{rows}: a picture of this model has {grid} rows of ids")));
         }
         None if rows > 0 => return Err(status::invalid("keep_rows", "needs an init_image")),
         None => None,
     };
-    let place = shared.enter()?;
-    shared.admit()?;
-    let print = fingerprint("image", &request);
+    let fingerprint = fingerprint("image", &request);
     let keep = match &initial {
-        Some(blob) if rows > 0 => within(header.left, shared.encode_ids(blob)).await?[..rows * grid].to_vec(),
+        Some(blob) if rows > 0 => shared.encode_ids(blob).await?[..rows * grid].to_vec(),
         _ => Vec::new(),
     };
 
-    let total = spec.image_tokens();
-    let make = |ids: &[u64]| {
-        let record = Record::new(print, ids.to_vec(), &keep, prompt.cond.clone());
-        let specs = ids.iter().zip(0_u64..).map(|(&id, i)| {
-            let sampling = Sampling { seed: sampling.seed.wrapping_add(i), ..sampling };
-            unit(id, &prompt, sampling, &keep, total, header.band)
-        });
-        // A picture that is kept whole has nothing left to draw.
-        let specs = if keep.len() == total { Vec::new() } else { specs.collect() };
-        (record, specs)
-    };
-    let reader = shared.join(tenant, &header, print, make, count as usize, Vec::new()).await?;
-    if keep.len() == total {
-        (0..count as usize).for_each(|i| reader.record.update(i, |p| p.end = Some(Ok(Finish::Complete))));
+    let (total, home) = (spec.image_tokens(), shared.route());
+    let ids: Vec<UnitId> = shared.unit_ids(count as usize).collect();
+    let record = Record::new(fingerprint, ids.clone(), &keep, prompt.cond.clone());
+    let mut specs = Vec::new();
+    for (i, id) in (0_u64..).zip(ids) {
+        let sampling = Sampling { seed: sampling.seed.wrapping_add(i), ..sampling };
+        let key = format!("{tenant}/{}#{i}", header.id);
+        let mut unit = unit(id, &prompt, sampling, &keep, total, header.band);
+        unit.log = logs.of(&key, total - keep.len());
+        unit.key = key;
+        record.update(i as usize, |p| p.ids.extend(&unit.log));
+        specs.push(unit);
     }
-    let shared = shared.clone();
-    let follow = move |out| follow(shared, reader, sampling.seed, keep.len(), total, request.stream_ids, out);
-    Ok(stream(place, header.left, follow))
+    // A picture that is kept whole has nothing left to draw.
+    if keep.len() == total {
+        (0..count as usize).for_each(|i| record.update(i, |p| p.end = Some(Ok(Finish::Complete))));
+    }
+    request.header = stored_header;
+    let admitted = AdmittedRequest {
+        tenant: tenant.to_owned(),
+        request: Some(admitted_request::Request::Image(request)),
+        blobs: initial.iter().map(|blob| blob.data.clone()).collect(),
+        admitted_unix_ms: params::now_unix_ms(),
+    };
+    Ok(Work { header, fingerprint, record, specs, pictures: Vec::new(), home, admitted })
 }
 
 fn unit(
@@ -73,7 +100,7 @@ fn unit(
         1.0 => (Kind::Unguided, vec![branch(&prompt.cond)]),
         _ => (Kind::Pair, vec![branch(&prompt.cond), branch(&prompt.uncond)]),
     };
-    UnitSpec { id, kind, sampling, branches, prompt: prompt.cond.len(), keep: keep.to_vec(), target, end: None, band }
+    UnitSpec { id, kind, sampling, branches, prompt: prompt.cond.len(), keep: keep.to_vec(), target, end: None, band, log: Vec::new(), key: String::new() }
 }
 
 /// Reads a record to its end, at the reader's pace.
@@ -82,19 +109,26 @@ async fn follow(
     reader: Reader,
     seed: u64,
     kept: usize,
-    total: usize,
     stream_ids: bool,
     out: Out,
 ) -> Result<(), Status> {
     let record = &reader.record;
     let count = record.units.len();
     let send = async |event| out.send(Ok(v1::GenerateImageEvent { event: Some(event) })).await.map_err(gone);
+    let total = shared.model.spec.image_tokens();
     let mut watch = record.watch();
-    let (mut announced, mut queued) = (false, None);
+    let (mut announced, mut queued, mut resumed) = (false, None, 0);
     let mut seen = vec![0; count];
     let mut done = vec![false; count];
+    let durable = record.accepted().await;
+    send(v1::generate_image_event::Event::Accepted(v1::Accepted { durable })).await?;
     loop {
         watch.borrow_and_update();
+        let times = record.resumed();
+        if times > resumed {
+            resumed = times;
+            send(v1::generate_image_event::Event::Resumed(v1::Resumed { count: times })).await?;
+        }
         for index in 0..count {
             if done[index] {
                 continue;
