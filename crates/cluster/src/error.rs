@@ -50,9 +50,9 @@ pub enum Error {
         /// What is wrong and where.
         what: String,
     },
-    /// The request itself cannot work: too large, a key twice, a revision of the future.
-    #[error("{store} cannot do this: {reason}")]
-    BadRequest {
+    /// The request itself cannot work: too large, a key twice, a revision of the future. Nothing was changed.
+    #[error("{store} refused the request: {reason}")]
+    Refused {
         /// Which store.
         store: String,
         /// Why not.

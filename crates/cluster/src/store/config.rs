@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::etcd::{Access, EtcdStore};
+use super::local;
 use super::{MemoryStore, Store};
 use crate::Error;
 
@@ -58,7 +60,15 @@ impl StoreConfig {
     /// [`Error::BadConfig`] and [`Error::AuthRefused`] if trying again cannot help, [`Error::Unreachable`] if it may,
     /// [`Error::Journal`] if the journal cannot be opened.
     pub async fn connect(&self) -> Result<Arc<dyn Store>, Error> {
-        todo!()
+        match self {
+            StoreConfig::Memory(memory) => Ok(Arc::new(memory.handle())),
+            StoreConfig::Journal { dir } => Ok(Arc::new(local::open_journal(dir).await?)),
+            StoreConfig::Etcd { endpoints, tls, auth, timeout } => {
+                let access =
+                    Access { endpoints: endpoints.clone(), tls: tls.clone(), auth: auth.clone(), timeout: *timeout };
+                Ok(Arc::new(EtcdStore::connect(access).await?))
+            }
+        }
     }
 }
 

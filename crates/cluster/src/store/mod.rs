@@ -5,6 +5,8 @@
 //! [`StoreConfig`]'s timeout; nothing waits for ever except [`Watch::next`], which waits for something to happen.
 
 mod config;
+mod etcd;
+mod local;
 mod txn;
 mod watch;
 
@@ -17,6 +19,7 @@ use bytes::Bytes;
 use crate::Error;
 
 pub use config::{DEFAULT_TIMEOUT, StoreConfig, Tls};
+pub use local::MemoryStore;
 pub use txn::{Check, MAX_BYTES, MAX_OPERATIONS, Txn, Write};
 pub use watch::Watch;
 
@@ -128,14 +131,4 @@ pub trait Store: Send + Sync + 'static {
 
     /// Which store this is, for messages.
     fn describe(&self) -> String;
-}
-
-/// The store in this process's memory: a handle, cheap to clone, and all clones are one store.
-#[derive(Clone, Default)]
-pub struct MemoryStore {}
-
-impl fmt::Debug for MemoryStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MemoryStore")
-    }
 }

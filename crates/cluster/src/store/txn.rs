@@ -112,7 +112,6 @@ impl Txn {
     }
 
     /// What is wrong with it, if anything; the same on every store.
-    #[allow(dead_code)] // until the stores are here
     pub(crate) fn validate(&self) -> Result<(), String> {
         if self.checks.len() > MAX_OPERATIONS || self.writes.len() > MAX_OPERATIONS {
             return Err(format!(
