@@ -37,11 +37,8 @@ impl Cluster {
             EncoderService::start(identity(), Security::Plain, checkpoint.clone(), pool.clone(), format, (true, true))
                 .unwrap();
         let decoder = DecoderService::start(identity(), checkpoint.clone(), pool, format, true).unwrap();
-        let stage = |n: &crate::stage::Node| StageNode {
-            node: String::new(),
-            address: n.address.clone(),
-            layers: n.layers.clone(),
-        };
+        let stage =
+            |n: &crate::stage::Node| StageNode { node: String::new(), address: n.address.clone(), layers: n.layers.clone() };
         let encoders = vec![serve(|server| server.add_service(encoder.server()), &shutdown).await];
         let decoders = vec![serve(|server| server.add_service(decoder.server()), &shutdown).await];
         let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec).unwrap();

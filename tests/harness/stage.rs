@@ -201,7 +201,11 @@ fn op(slot: u32, generation: u32, op: slot_op::Op) -> SlotOp {
 /// Opens a slot whose ids are the likeliest ones, guided with weight 5 if it is a pair.
 pub fn open(slot: u32, generation: u32, kind: Kind, capacity: u32) -> SlotOp {
     let sampling = Some(Sampling { top_p: 1.0, cfg_weight: 5.0, ..Sampling::default() });
-    op(slot, generation, slot_op::Op::Open(slot_op::Open { kind: kind.into(), capacity, sampling, ..slot_op::Open::default() }))
+    op(
+        slot,
+        generation,
+        slot_op::Op::Open(slot_op::Open { kind: kind.into(), capacity, sampling, ..slot_op::Open::default() }),
+    )
 }
 
 pub fn close(slot: u32, generation: u32) -> SlotOp {

@@ -37,6 +37,8 @@ pub struct Member {
     pub address: String,
     /// Failure domain, free text; empty if not said.
     pub zone: String,
+    /// Whose cores it computes with: processes of one machine share them. Empty: nobody else's.
+    pub machine: String,
     /// Device class, for example `cpu`.
     pub device: String,
     /// Memory it offers, in bytes.

@@ -472,7 +472,9 @@ impl Run {
         match action {
             Action::Queued(_, place) => sink.record.update(sink.index, |p| p.queued = Some(place)),
             Action::Started(_) => sink.record.update(sink.index, |p| (p.started, p.queued) = (true, None)),
-            Action::Resumed(_) => sink.record.update(sink.index, |p| (p.started, p.queued, p.resumed) = (true, None, p.resumed + 1)),
+            Action::Resumed(_) => {
+                sink.record.update(sink.index, |p| (p.started, p.queued, p.resumed) = (true, None, p.resumed + 1))
+            }
             Action::Id(_, id) => sink.record.update(sink.index, |p| p.ids.push(id)),
             Action::Finished(_, finish) => end(Ok(finish)),
             Action::Failed(_, reason) => end(Err(Failure::Lost(reason))),

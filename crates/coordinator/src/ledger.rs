@@ -80,7 +80,8 @@ impl Ledger {
     /// Starts the writer for the coordinator that leads under `epoch`; it ends with its last handle.
     pub fn start(store: Arc<dyn Store>, keys: Keys, cluster: &str, epoch: u64) -> Self {
         let (changes, inbox) = mpsc::channel(QUEUE);
-        let writer = Writer { store, keys, cluster: cluster.to_owned(), epoch, inbox, owed: BTreeMap::new(), gone: BTreeSet::new() };
+        let writer =
+            Writer { store, keys, cluster: cluster.to_owned(), epoch, inbox, owed: BTreeMap::new(), gone: BTreeSet::new() };
         tokio::spawn(writer.run());
         Ledger { changes }
     }

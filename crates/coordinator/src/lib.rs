@@ -1,11 +1,14 @@
 //! The coordinator: takes requests from clients, turns them into units of work, and keeps the pipeline full.
 //!
-//! [`schedule`] decides, without I/O, which rows go into the next microbatch; [`pipeline`] connects stages, encoders
+//! [`conduct`] decides who runs which layers; [`schedule`] decides, without I/O, which rows go into the next microbatch; [`pipeline`] connects stages, encoders
 //! and decoders; [`drive`] runs the scheduler against a pipeline on a thread of its own, away from public traffic;
 //! [`request`] holds what is known of every request; [`service`] is the public gRPC. There is no tensor here.
 
+pub mod conduct;
 pub mod drive;
+mod front;
 mod images;
+pub mod lead;
 pub mod ledger;
 mod pace;
 mod params;
@@ -15,8 +18,10 @@ pub mod request;
 pub mod schedule;
 pub mod service;
 
-pub use ledger::{Ledger, Logs};
 pub use drive::{Driver, DriverHandle, News, Places, Report};
+pub use front::Front;
+pub use lead::{Realm, Reign};
+pub use ledger::{Ledger, Logs};
 pub use pipeline::{Placement, StageNode};
 pub use pool::Addresses;
 pub use service::{Coordinator, Model, Parts};

@@ -21,8 +21,8 @@ use tonic::{Request, Response, Status};
 
 use crate::drive::{DriverHandle, Sink};
 use crate::images::{Blob, Blobs};
-use crate::params::{self, Header, MAX_PICTURES, MAX_PROMPT};
 use crate::ledger::{Ledger, Logs};
+use crate::params::{self, Header, MAX_PICTURES, MAX_PROMPT};
 use crate::pool::{Addresses, Pool};
 use crate::request::{Failure, Joined, Reader, Record, Requests};
 use crate::schedule::{UnitId, UnitSpec};
@@ -293,14 +293,7 @@ impl Shared {
     }
 
     /// Gives units to their driver.
-    async fn submit(
-        self: &Arc<Self>,
-        tenant: &str,
-        specs: Vec<UnitSpec>,
-        pictures: Vec<Blob>,
-        home: usize,
-        reader: Reader,
-    ) {
+    async fn submit(self: &Arc<Self>, tenant: &str, specs: Vec<UnitSpec>, pictures: Vec<Blob>, home: usize, reader: Reader) {
         let pictures = Arc::new(pictures);
         for (index, spec) in specs.into_iter().enumerate() {
             let record = &reader.record;
@@ -325,8 +318,7 @@ impl Shared {
         record: &Arc<Record>,
         index: usize,
     ) -> Arc<dyn Fn(UnitId) + Send + Sync> {
-        let (shared, tenant, pictures, record) =
-            (Arc::downgrade(self), tenant.to_owned(), pictures.clone(), record.clone());
+        let (shared, tenant, pictures, record) = (Arc::downgrade(self), tenant.to_owned(), pictures.clone(), record.clone());
         // The driver's thread calls this; the work belongs to the public runtime.
         let runtime = tokio::runtime::Handle::current();
         Arc::new(move |unit| {

@@ -17,6 +17,8 @@ struct Answer<'a> {
     prompt_tokens: &'a [u32],
     tokens: &'a [u32],
     text: &'a str,
+    request: &'a str,
+    resumed: u32,
 }
 
 pub(crate) fn run(args: Ask) -> Outcome {
@@ -43,7 +45,7 @@ pub(crate) fn run(args: Ask) -> Outcome {
 
     // On a terminal the answer appears as it is made.
     let live = !args.json && std::io::stdout().is_terminal();
-    let (prompt, done) = session.ask(request, |text| {
+    let (prompt, done, course) = session.ask(request, |text| {
         if live {
             let mut stdout = std::io::stdout().lock();
             let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -52,7 +54,14 @@ pub(crate) fn run(args: Ask) -> Outcome {
     let text = done.text.trim();
     if args.json {
         let model = &session.model.model;
-        output::print_json(&Answer { model, prompt_tokens: &prompt, tokens: &done.tokens, text })?;
+        output::print_json(&Answer {
+            model,
+            prompt_tokens: &prompt,
+            tokens: &done.tokens,
+            text,
+            request: &course.request,
+            resumed: course.resumed,
+        })?;
     } else {
         output::print_line(if live { "" } else { text });
     }

@@ -17,6 +17,9 @@ struct Answer<'a> {
     model: &'a str,
     prompt_tokens: &'a [u32],
     images: Vec<Picture<'a>>,
+    /// Ids of the requests it took, and how often they went on after a loss.
+    request: String,
+    resumed: u32,
 }
 
 #[derive(Serialize)]
@@ -44,6 +47,7 @@ pub(crate) fn run(args: Generate) -> Outcome {
     let total = (grid * grid) as u32;
     let bar = terminal::bar(args.count * total as usize, "painting");
     let (mut prompt_tokens, mut pictures) = (Vec::new(), Vec::new());
+    let (mut requests, mut resumed) = (Vec::new(), 0);
     for first in (0..args.count).step_by(BATCH) {
         let count = BATCH.min(args.count - first);
         let request = v1::GenerateImageRequest {
@@ -60,11 +64,13 @@ pub(crate) fn run(args: Generate) -> Outcome {
             ..v1::GenerateImageRequest::default()
         };
         let mut known = vec![0; count];
-        let (prompt, painted) = session.paint(request, |picture, ids| {
+        let (prompt, painted, course) = session.paint(request, |picture, ids| {
             known[picture as usize] = ids;
             bar.set_position(u64::from(total) * first as u64 + known.iter().map(|&k| u64::from(k)).sum::<u64>());
         })?;
         prompt_tokens = prompt;
+        requests.push(course.request);
+        resumed += course.resumed;
         for picture in painted {
             finish(&picture, &paths[pictures.len()], args.json)?;
             pictures.push(picture);
@@ -83,6 +89,8 @@ pub(crate) fn run(args: Generate) -> Outcome {
             model: &session.model.model,
             prompt_tokens: &prompt_tokens,
             images: images.collect(),
+            request: requests.join(","),
+            resumed,
         })?;
     }
     Ok(())

@@ -1,6 +1,9 @@
 //! What verbs talk to: a coordinator somewhere (`--endpoint`), or a cluster in this process. Either way they are
 //! clients of the public protocol.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
 use janus_model::{Checkpoint, KvDtype};
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::{self, RequestHeader, chat_event, generate_image_event};
@@ -20,11 +23,20 @@ pub(crate) fn runtime() -> Outcome<Runtime> {
     built.map_err(|e| Failure::Broken(format!("no runtime: {e}")))
 }
 
+/// How long a request may go without any news before it is given up, while its cluster recovers.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a cluster without a leader may take to find one, before the first word.
+const LEADERLESS: Duration = Duration::from_secs(20);
+/// Pause between two rounds over the endpoints.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// A connection to a coordinator.
 pub(crate) struct Session {
     /// Keeps a cluster in this process alive; ends before the runtime that it runs on.
-    _local: Option<Local>,
+    local: Option<Local>,
     runtime: Runtime,
+    /// Where coordinators are, the one that led last first.
+    endpoints: Vec<String>,
     client: InferenceClient<Channel>,
     /// What is served.
     pub(crate) model: v1::DescribeModelResponse,
@@ -37,6 +49,45 @@ pub(crate) struct Painted {
     pub(crate) tokens: Vec<u32>,
     pub(crate) sha256: String,
     pub(crate) picture: janus_model::image::Rgb8,
+}
+
+/// What a request was called, and how often it went on after a loss.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Course {
+    pub(crate) request: String,
+    pub(crate) resumed: u32,
+}
+
+/// What has been heard of a picture request so far; it survives a change of coordinators.
+#[derive(Default)]
+struct Painting {
+    prompt: Vec<u32>,
+    known: BTreeMap<u32, u32>,
+    painted: BTreeMap<u32, Painted>,
+    done: bool,
+}
+
+/// The same of an answer.
+#[derive(Default)]
+struct Answering {
+    prompt: Vec<u32>,
+    /// Bytes of the answer that were passed on.
+    passed: usize,
+    done: Option<v1::ChatDone>,
+}
+
+/// How an attempt ended.
+enum Ended {
+    Done,
+    /// The connection or the coordinator was lost; the request runs on.
+    Broken(Status),
+    Failed(Failure),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Ended::Failed(failure)
+    }
 }
 
 impl Session {
@@ -60,8 +111,10 @@ impl Session {
                 (local.address.to_string(), Some(local))
             }
         };
-        let (client, model) = runtime.block_on(connect(&address))?;
-        Ok(Session { runtime, client, _local: local, model, requests: 0 })
+        let mut endpoints: Vec<String> =
+            address.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect();
+        let (client, model) = runtime.block_on(connect(&mut endpoints))?;
+        Ok(Session { runtime, client, local, endpoints, model, requests: 0 })
     }
 
     /// A fresh request id: two processes, or two calls of one, never share one.
@@ -72,31 +125,35 @@ impl Session {
         RequestHeader { request_id, ..RequestHeader::default() }
     }
 
-    /// Paints; `on_progress(picture, known ids)` hears of every step. Returns the prompt's ids and the pictures in order.
+    /// Paints; `on_progress(picture, known ids)` hears of every step once. Returns the prompt's ids and the pictures in order.
     pub(crate) fn paint(
         &mut self,
         mut request: v1::GenerateImageRequest,
         mut on_progress: impl FnMut(u32, u32),
-    ) -> Outcome<(Vec<u32>, Vec<Painted>)> {
-        request.header = Some(self.header());
-        let client = &mut self.client;
-        self.runtime.block_on(async {
-            let mut events = client.generate_image(request).await.map_err(failure)?.into_inner();
-            let (mut prompt, mut painted) = (Vec::new(), Vec::new());
-            while let Some(event) = events.message().await.map_err(failure)? {
-                match event.event {
-                    Some(generate_image_event::Event::Started(started)) => prompt = started.prompt_tokens,
-                    Some(generate_image_event::Event::Progress(p)) => on_progress(p.index, p.known),
-                    Some(generate_image_event::Event::Image(image)) => painted.push((image.index, finished(image)?)),
-                    Some(generate_image_event::Event::Done(_)) => {
-                        painted.sort_by_key(|(index, _)| *index);
-                        return Ok((prompt, painted.into_iter().map(|(_, picture)| picture).collect()));
-                    }
-                    Some(generate_image_event::Event::Queued(_)) | None => {}
-                }
+    ) -> Outcome<(Vec<u32>, Vec<Painted>, Course)> {
+        let header = self.header();
+        let mut course = Course { request: header.request_id.clone(), resumed: 0 };
+        request.header = Some(header);
+        let mut painting = Painting::default();
+        let (mut broken, mut heard) = (0, Instant::now());
+        loop {
+            let before = painting.known.clone();
+            let client = &mut self.client;
+            let attempt = painting.hear(client, request.clone(), &mut course, &mut on_progress);
+            let ended = self.runtime.block_on(attempt);
+            if painting.known != before {
+                heard = Instant::now();
             }
-            Err(Failure::Broken("the server ended the stream before the picture was complete".to_owned()))
-        })
+            match ended {
+                Ended::Done => {
+                    let pictures = painting.painted.into_values().collect();
+                    course.resumed = course.resumed.max(broken);
+                    return Ok((painting.prompt, pictures, course));
+                }
+                Ended::Failed(failure) => return Err(failure),
+                Ended::Broken(status) => self.again(status, heard, &mut broken)?,
+            }
+        }
     }
 
     /// Asks; `on_text` gets the answer as it grows. Returns the prompt's ids and the whole answer.
@@ -104,22 +161,61 @@ impl Session {
         &mut self,
         mut request: v1::ChatRequest,
         mut on_text: impl FnMut(&str),
-    ) -> Outcome<(Vec<u32>, v1::ChatDone)> {
-        request.header = Some(self.header());
-        let client = &mut self.client;
+    ) -> Outcome<(Vec<u32>, v1::ChatDone, Course)> {
+        let header = self.header();
+        let mut course = Course { request: header.request_id.clone(), resumed: 0 };
+        request.header = Some(header);
+        let mut answering = Answering::default();
+        let (mut broken, mut heard) = (0, Instant::now());
+        loop {
+            let before = answering.passed;
+            let client = &mut self.client;
+            let attempt = answering.hear(client, request.clone(), &mut course, &mut on_text);
+            let ended = self.runtime.block_on(attempt);
+            if answering.passed > before {
+                heard = Instant::now();
+            }
+            match (ended, answering.done.take()) {
+                (Ended::Done, Some(done)) => {
+                    course.resumed = course.resumed.max(broken);
+                    return Ok((answering.prompt, done, course));
+                }
+                (Ended::Done, None) => {
+                    return Err(Failure::Broken("the server ended the stream before the answer was complete".to_owned()));
+                }
+                (Ended::Failed(failure), _) => return Err(failure),
+                (Ended::Broken(status), _) => self.again(status, heard, &mut broken)?,
+            }
+        }
+    }
+
+    /// Finds a coordinator again after a loss, unless it has been too long.
+    fn again(&mut self, status: Status, heard: Instant, broken: &mut u32) -> Outcome {
+        // There is nobody else in this process.
+        if self.local.is_some() {
+            return Err(failure(status));
+        }
+        *broken += 1;
+        follow(&mut self.endpoints, &status);
+        tracing::info!(error = status.message(), "the coordinator is lost; looking for its successor");
         self.runtime.block_on(async {
-            let mut events = client.chat(request).await.map_err(failure)?.into_inner();
-            let mut prompt = Vec::new();
-            while let Some(event) = events.message().await.map_err(failure)? {
-                match event.event {
-                    Some(chat_event::Event::Started(started)) => prompt = started.prompt_tokens,
-                    Some(chat_event::Event::Token(token)) => on_text(&token.text),
-                    Some(chat_event::Event::Done(done)) => return Ok((prompt, done)),
-                    Some(chat_event::Event::Queued(_)) | None => {}
+            loop {
+                match connect(&mut self.endpoints).await {
+                    Ok((client, _)) => {
+                        self.client = client;
+                        tokio::time::sleep(PAUSE).await;
+                        return Ok(());
+                    }
+                    Err(mistake @ Failure::Mistake(_)) => return Err(mistake),
+                    Err(last) if heard.elapsed() > PATIENCE => return Err(last),
+                    Err(_) => tokio::time::sleep(PAUSE).await,
                 }
             }
-            Err(Failure::Broken("the server ended the stream before the answer was complete".to_owned()))
-        })
+        })?;
+        match heard.elapsed() > PATIENCE {
+            true => Err(failure(status)),
+            false => Ok(()),
+        }
     }
 
     /// VQ ids of a picture file's bytes.
@@ -138,35 +234,166 @@ impl Session {
     }
 }
 
-/// The first of the comma-separated endpoints that answers.
-async fn connect(endpoints: &str) -> Outcome<(InferenceClient<Channel>, v1::DescribeModelResponse)> {
-    let mut last = Failure::mistake("--endpoint is empty: give host:port");
-    for address in endpoints.split(',').map(str::trim).filter(|a| !a.is_empty()) {
-        let channel = match janus_wire::connect(address, &Security::Plain).await {
-            Ok(channel) => channel,
-            Err(error @ janus_wire::Error::Address { .. }) => return Err(Failure::mistake(format!("--endpoint: {error}"))),
-            Err(error) => {
-                last = Failure::Broken(format!("--endpoint: {error}"));
-                continue;
-            }
+impl Painting {
+    /// Listens to the request's events until its end or a loss; what was heard before is not passed on again.
+    async fn hear(
+        &mut self,
+        client: &mut InferenceClient<Channel>,
+        request: v1::GenerateImageRequest,
+        course: &mut Course,
+        on_progress: &mut impl FnMut(u32, u32),
+    ) -> Ended {
+        let mut events = match client.generate_image(request).await {
+            Ok(events) => events.into_inner(),
+            Err(status) => return lost(status),
         };
-        let client = InferenceClient::new(channel);
-        let mut client = client.max_decoding_message_size(MAX_CLIENT_MESSAGE).max_encoding_message_size(MAX_CLIENT_MESSAGE);
-        match client.describe(v1::DescribeModelRequest {}).await {
-            Ok(model) => return Ok((client, model.into_inner())),
-            Err(status) => last = failure(status),
+        loop {
+            let event = match events.message().await {
+                Ok(Some(event)) => event,
+                Ok(None) if self.done => return Ended::Done,
+                Ok(None) => return Ended::Broken(Status::unavailable("the server ended the stream too early")),
+                Err(status) => return lost(status),
+            };
+            match event.event {
+                Some(generate_image_event::Event::Started(started)) => self.prompt = started.prompt_tokens,
+                Some(generate_image_event::Event::Progress(p)) => {
+                    let known = self.known.entry(p.index).or_default();
+                    if p.known > *known {
+                        *known = p.known;
+                        on_progress(p.index, p.known);
+                    }
+                }
+                Some(generate_image_event::Event::Image(image)) => match finished(image) {
+                    Ok((index, picture)) => drop(self.painted.insert(index, picture)),
+                    Err(failure) => return failure.into(),
+                },
+                Some(generate_image_event::Event::Done(_)) => {
+                    self.done = true;
+                    return Ended::Done;
+                }
+                Some(generate_image_event::Event::Resumed(r)) => course.resumed = course.resumed.max(r.count),
+                Some(generate_image_event::Event::Accepted(_) | generate_image_event::Event::Queued(_)) | None => {}
+            }
         }
     }
-    Err(last)
 }
 
-fn finished(image: v1::ImageDone) -> Outcome<Painted> {
-    Ok(Painted {
+impl Answering {
+    async fn hear(
+        &mut self,
+        client: &mut InferenceClient<Channel>,
+        request: v1::ChatRequest,
+        course: &mut Course,
+        on_text: &mut impl FnMut(&str),
+    ) -> Ended {
+        let mut events = match client.chat(request).await {
+            Ok(events) => events.into_inner(),
+            Err(status) => return lost(status),
+        };
+        let mut at = 0;
+        loop {
+            let event = match events.message().await {
+                Ok(Some(event)) => event,
+                Ok(None) => return Ended::Broken(Status::unavailable("the server ended the stream too early")),
+                Err(status) => return lost(status),
+            };
+            match event.event {
+                Some(chat_event::Event::Started(started)) => self.prompt = started.prompt_tokens,
+                Some(chat_event::Event::Token(token)) => {
+                    let end = at + token.text.len();
+                    // The same bits come again, so a cut within a piece is a cut between characters.
+                    if let Some(new) = token.text.get(self.passed.saturating_sub(at).min(token.text.len())..) {
+                        on_text(new);
+                    }
+                    self.passed = self.passed.max(end);
+                    at = end;
+                }
+                Some(chat_event::Event::Done(done)) => {
+                    self.done = Some(done);
+                    return Ended::Done;
+                }
+                Some(chat_event::Event::Resumed(r)) => course.resumed = course.resumed.max(r.count),
+                Some(chat_event::Event::Accepted(_) | chat_event::Event::Queued(_)) | None => {}
+            }
+        }
+    }
+}
+
+/// Whether a request goes on somewhere after this: its connection broke, or who answered cannot lead it now.
+fn lost(status: Status) -> Ended {
+    match status.code() == Code::Unavailable || std::error::Error::source(&status).is_some() {
+        true => Ended::Broken(status),
+        false => Ended::Failed(failure(status)),
+    }
+}
+
+/// Puts the leader that a standby named in front.
+fn follow(endpoints: &mut Vec<String>, status: &Status) {
+    let Some(leader) = status.metadata().get(janus_wire::LEADER).and_then(|l| l.to_str().ok()) else { return };
+    endpoints.retain(|known| known != leader);
+    endpoints.insert(0, leader.to_owned());
+}
+
+/// The first of the endpoints that leads, or knows who does.
+async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channel>, v1::DescribeModelResponse)> {
+    let started = Instant::now();
+    loop {
+        let mut last = Failure::mistake("--endpoint is empty: give host:port");
+        let mut waiting = false;
+        let mut at = 0;
+        while let Some(address) = endpoints.get(at).cloned() {
+            at += 1;
+            let client = match client(&address).await {
+                Ok(client) => client,
+                Err(error @ janus_wire::Error::Address { .. }) => {
+                    return Err(Failure::mistake(format!("--endpoint: {error}")));
+                }
+                Err(error) => {
+                    last = Failure::Broken(format!("--endpoint: {error}"));
+                    continue;
+                }
+            };
+            let describe = client.clone().describe(v1::DescribeModelRequest {}).await;
+            match describe {
+                Ok(model) => {
+                    endpoints.remove(at - 1);
+                    endpoints.insert(0, address);
+                    return Ok((client, model.into_inner()));
+                }
+                Err(status) => {
+                    let named = status.metadata().get(janus_wire::LEADER).and_then(|l| l.to_str().ok());
+                    if named.is_some_and(|leader| !endpoints[..at].iter().any(|known| known == leader)) {
+                        // Everybody before was asked already.
+                        let tail = named.map(str::to_owned).unwrap_or_default();
+                        endpoints.retain(|known| *known != tail);
+                        endpoints.insert(at.min(endpoints.len()), tail);
+                    }
+                    waiting |= status.code() == Code::Unavailable;
+                    last = failure(status);
+                }
+            }
+        }
+        // Somebody is there, but nobody leads yet.
+        if !waiting || started.elapsed() > LEADERLESS {
+            return Err(last);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn client(address: &str) -> Result<InferenceClient<Channel>, janus_wire::Error> {
+    let client = InferenceClient::new(janus_wire::connect(address, &Security::Plain).await?);
+    Ok(client.max_decoding_message_size(MAX_CLIENT_MESSAGE).max_encoding_message_size(MAX_CLIENT_MESSAGE))
+}
+
+fn finished(image: v1::ImageDone) -> Outcome<(u32, Painted)> {
+    let painted = Painted {
         seed: image.seed,
         sha256: janus_wire::hello::hex(&image.sha256),
         picture: picture(image.width, image.height, &image.rgb)?,
         tokens: image.tokens,
-    })
+    };
+    Ok((image.index, painted))
 }
 
 fn picture(width: u32, height: u32, rgb: &[u8]) -> Outcome<janus_model::image::Rgb8> {
@@ -174,7 +401,7 @@ fn picture(width: u32, height: u32, rgb: &[u8]) -> Outcome<janus_model::image::R
 }
 
 /// What the server refused because of what it was asked is the user's to mend.
-fn failure(status: Status) -> Failure {
+pub(crate) fn failure(status: Status) -> Failure {
     let message = status.message().to_owned();
     match status.code() {
         Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::OutOfRange | Code::Unauthenticated => {

@@ -30,6 +30,9 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/janus.v
 /// Version of the internal protocol; stands in every hello.
 pub const PROTOCOL: u32 = 1;
 
+/// Metadata key under which a standby names the leader's address.
+pub const LEADER: &str = "janus-leader";
+
 /// Largest message between nodes: a prefill chunk of the widest model is 2 MiB, a picture's features 9 MiB.
 pub const MAX_NODE_MESSAGE: usize = 64 << 20;
 

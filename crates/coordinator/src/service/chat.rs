@@ -28,12 +28,7 @@ pub(super) async fn chat(
 }
 
 /// Checks a request and lays out its unit.
-pub(super) fn work(
-    shared: &Arc<Shared>,
-    tenant: &str,
-    mut request: v1::ChatRequest,
-    logs: &Logs,
-) -> Result<Work, Status> {
+pub(super) fn work(shared: &Arc<Shared>, tenant: &str, mut request: v1::ChatRequest, logs: &Logs) -> Result<Work, Status> {
     let stored_header = request.header.take();
     let header = params::header(stored_header.clone(), &shared.model.name)?;
     let spec = &shared.model.spec;

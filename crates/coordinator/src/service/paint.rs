@@ -100,7 +100,19 @@ fn unit(
         1.0 => (Kind::Unguided, vec![branch(&prompt.cond)]),
         _ => (Kind::Pair, vec![branch(&prompt.cond), branch(&prompt.uncond)]),
     };
-    UnitSpec { id, kind, sampling, branches, prompt: prompt.cond.len(), keep: keep.to_vec(), target, end: None, band, log: Vec::new(), key: String::new() }
+    UnitSpec {
+        id,
+        kind,
+        sampling,
+        branches,
+        prompt: prompt.cond.len(),
+        keep: keep.to_vec(),
+        target,
+        end: None,
+        band,
+        log: Vec::new(),
+        key: String::new(),
+    }
 }
 
 /// Reads a record to its end, at the reader's pace.

@@ -82,7 +82,7 @@ impl Subject for Remote {
                 cfg_weight: Some(self.cfg_weight),
                 ..v1::GenerateImageRequest::default()
             };
-            let (_, painted) = self.session.paint(request, |_, _| {})?;
+            let (_, painted, _) = self.session.paint(request, |_, _| {})?;
             pictures.extend(painted.into_iter().map(|p| p.picture));
         }
         Ok(pictures)

@@ -51,7 +51,10 @@ impl Heads {
 
     /// Bytes of weights held.
     pub fn bytes(&self) -> usize {
-        4 * self.weights.norm.len() + self.weights.text.bytes() + self.weights.image_in.bytes() + self.weights.image_out.bytes()
+        4 * self.weights.norm.len()
+            + self.weights.text.bytes()
+            + self.weights.image_in.bytes()
+            + self.weights.image_out.bytes()
     }
 
     /// Bytes of weights that one pass over the image head reads.

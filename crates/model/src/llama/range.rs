@@ -247,9 +247,7 @@ impl LlamaRange {
 
 fn check_range(spec: &LlamaSpec, range: &Range<usize>) -> Result<()> {
     match range.is_empty() || range.end > spec.layers {
-        true => {
-            Err(Error::Argument(format!("layers {range:?} are not a range within the model's {} layers", spec.layers)))
-        }
+        true => Err(Error::Argument(format!("layers {range:?} are not a range within the model's {} layers", spec.layers))),
         false => Ok(()),
     }
 }

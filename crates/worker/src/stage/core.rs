@@ -5,8 +5,7 @@
 use janus_model::llama::Span;
 use janus_wire::frame::{self, MAX_PREFILL};
 use janus_wire::v1::{
-    FrameBody, Input, Kind, Mode, Sampling, SlotOp, StepResult, TokenLog, Unit, UnitResult, piece::Piece,
-    slot_op::Op,
+    FrameBody, Input, Kind, Mode, Sampling, SlotOp, StepResult, TokenLog, Unit, UnitResult, piece::Piece, slot_op::Op,
 };
 
 use super::compute::{Compute, SampleJob, branches};

@@ -410,7 +410,11 @@ impl<C: Compute> Stage for StageService<C> {
         }
         shared.switch(layers).await?;
         let (pipeline, epoch) = (hello.pipeline, hello.epoch);
-        shared.thread.call(move |core| core.as_mut().map(|core| core.begin(pipeline, epoch))).await?.ok_or_else(no_layers)?;
+        shared
+            .thread
+            .call(move |core| core.as_mut().map(|core| core.begin(pipeline, epoch)))
+            .await?
+            .ok_or_else(no_layers)?;
         let over = CancellationToken::new();
         let (output, results) = if last {
             let (sender, receiver) = mpsc::channel(QUEUE);
