@@ -26,6 +26,7 @@ use crate::schedule::UnitSpec;
 
 mod chat;
 mod paint;
+mod stops;
 
 /// Events that wait for a slow reader; its task waits then, nobody else.
 const EVENTS: usize = 16;
