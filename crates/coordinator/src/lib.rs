@@ -13,5 +13,6 @@ pub mod schedule;
 pub mod service;
 
 pub use drive::{Driver, DriverHandle};
+pub use params::MAX_CFG_WEIGHT;
 pub use pipeline::{Nodes, StageNode};
 pub use service::{Coordinator, Model};
