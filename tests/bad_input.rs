@@ -1,6 +1,8 @@
 //! What a user or a stranger's checkpoint can get wrong: exit code 2, one message that names the thing, nothing written.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "harness/served.rs"]
+mod served;
 mod support;
 
 use std::path::Path;
@@ -178,6 +180,50 @@ fn weights_that_are_no_numbers() {
         let copy = Checkpoint::copy("transformers");
         copy.edit_safetensors(|file| file.set(tensor, 0, bits));
         refuses_model(verb, &copy, &[tensor, if bits == nan { "nan" } else { "inf" }]);
+    }
+}
+
+#[test]
+fn weights_that_are_numbers_but_too_large() {
+    // The largest bf16, and the smallest that is refused at once.
+    for (tensor, bits, verb, named) in [
+        ("model.language_model.embed_tokens.weight", 0x7f7f, PAINT, "3.38"),
+        ("model.language_model.layers.2.mlp.down_proj.weight", 0xda00, PAINT, "-9.0"),
+        ("lm_head.weight", 0x7f7f, LOOK, "3.38"),
+        ("model.vqmodel.decoder.conv_out.weight", 0x7f7f, PAINT, "3.38"),
+        ("model.vqmodel.quantize.embedding.weight", 0x7f7f, &["tokenize", "in.png"], "3.38"),
+        ("model.vision_model.encoder.layers.1.mlp.fc1.weight", 0x5a00, LOOK, "9.0"),
+        ("model.aligner.fc1.bias", 0x7f7f, INSPECT, "3.38"),
+    ] {
+        let copy = Checkpoint::copy("transformers");
+        copy.edit_safetensors(|file| file.set(tensor, 0, bits));
+        refuses_model(verb, &copy, &[tensor, named, "overflow"]);
+    }
+}
+
+#[test]
+fn weights_whose_results_overflow_together() {
+    let tokenize = &["tokenize", "in.png"][..];
+    let guided = with(PAINT, &["--cfg-weight", "1e6"]);
+    // Each one passes alone (about 4e15); one after the other they overflow.
+    for (part, tensors, verb, named) in [
+        ("language_model.layers.3.mlp", &["gate_proj", "up_proj", "down_proj"][..], PAINT, "logit"),
+        ("generation_head", &["proj_out", "vision_head"], &guided, "logit"),
+        ("vqmodel.decoder.mid.attn_1", &["norm", "q", "k"], PAINT, "pixel"),
+        ("vision_model", &["post_layernorm"], LOOK, "feature"),
+        ("vqmodel.encoder", &["norm_out", "conv_out"], tokenize, "latent"),
+    ] {
+        let copy = Checkpoint::copy("transformers");
+        copy.edit_safetensors(|file| {
+            let mut fill = |tensor: &str| file.fill(&format!("model.{tensor}.weight"), 0x5970);
+            tensors.iter().for_each(|tensor| fill(&format!("{part}.{tensor}")));
+            match named {
+                "feature" => ["aligner.fc1", "aligner.hidden_layers.0"].iter().for_each(|tensor| fill(tensor)),
+                "latent" => fill("vqmodel.quant_conv"),
+                _ => {}
+            }
+        });
+        refuses_model(verb, &copy, &[named, "weights", "too large"]);
     }
 }
 
@@ -423,7 +469,7 @@ fn numbers_out_of_range() {
     let dir = work();
     for (flag, values) in [
         ("--temperature", &["-1", "NaN", "inf", "-inf", "-0.5", "warm", ""][..]),
-        ("--cfg-weight", &["-1", "nan", "inf", "1e39"]),
+        ("--cfg-weight", &["-1", "nan", "inf", "1e39", "3.4e38", "1000001"]),
         ("--top-k", &["0", "-3", "1.5", "99999999999999999999"]),
         ("--top-p", &["0", "-0.1", "1.1", "NaN"]),
         ("--seed", &["-1", "0.5", "18446744073709551616"]),
@@ -442,6 +488,14 @@ fn numbers_out_of_range() {
     }
     for verb in [&["tokenize", "in.png"][..], &["ask", "what?"], PAINT] {
         refuses_args(dir.path(), &[verb, &["--stages", "5"]].concat(), &["--stages", "4 layers"]);
+    }
+    for (flag, value) in
+        [("--limit", "0"), ("--cfg-weight", "1e7"), ("--cfg-weight", "-1"), ("--temperature", "nan"), ("--stages", "0")]
+    {
+        refuses(dir.path(), &["eval", "shapes", flag, value], &[flag]);
+    }
+    for (flag, value) in [("--rows", "0"), ("--rows", "2,x"), ("--threads", "0"), ("--stages", "0"), ("--phase", "sleep")] {
+        refuses(dir.path(), &["bench", "--arch", "shapes", flag, value], &[flag]);
     }
     for rows in ["5", "-1", "1000000000000", "half", "18446744073709551615"] {
         refuses_args(dir.path(), &[PAINT, &["--init-image", "in.png", "--keep-rows", rows]].concat(), &["--keep-rows"]);
@@ -482,5 +536,34 @@ fn outputs_that_cannot_be_written() {
     if std::fs::write(closed.path().join("probe"), "").is_err() {
         let output = text(&closed.path().join("x.png"));
         refuses_args(dir.path(), &[&paint[..], &[&output]].concat(), &[&output]);
+    }
+}
+
+#[test]
+fn endpoints_that_are_none_and_what_a_server_refuses() {
+    let dir = work();
+    let at = |verb: &[&str], endpoint: &str, names: &[&str]| {
+        refuses(dir.path(), &[verb, &["--endpoint", endpoint]].concat(), names);
+    };
+    for endpoint in ["", ",", "nonsense", "127.0.0.1", "127.0.0.1:x", "http://:7070", "127.0.0.1:70700"] {
+        at(PAINT, endpoint, &["--endpoint"]);
+    }
+    at(&with(PAINT, &["--model", "shapes"]), "127.0.0.1:1", &["--endpoint", "--model"]);
+    // Nobody's mistake, as far as this program can know.
+    let nobody = janus(dir.path(), &[PAINT, &["--endpoint", "127.0.0.1:1"]].concat());
+    assert_eq!(nobody.code, Some(1), "{nobody:?}");
+    assert!(nobody.stderr.contains("127.0.0.1:1") && !dir.path().join("out.png").exists(), "{nobody:?}");
+
+    let served = served::Served::start(&["--model", &text(&tiny("transformers")), "--threads", "1"]);
+    std::fs::write(dir.path().join("text.png"), "this is no picture").unwrap();
+    std::fs::write(dir.path().join("ids.json"), "{\"tokens\":[1,2]}").unwrap();
+    for (verb, names) in [
+        (&["generate", " "][..], &["prompt is empty"][..]),
+        (&with(PAINT, &["--init-image", "in.png", "--keep-rows", "5"]), &["keep"]),
+        (&["ask", "what?", "--image", "text.png"], &["not a picture"]),
+        (&["tokenize", "text.png"], &["not a picture"]),
+        (&["detokenize", "ids.json", "-o", "x.png"], &["ids.json", "16 ids"]),
+    ] {
+        at(verb, &served.address, names);
     }
 }

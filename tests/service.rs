@@ -9,6 +9,8 @@ mod cluster;
 mod fair;
 #[path = "harness/stage.rs"]
 mod stage;
+#[path = "service/stops.rs"]
+mod stops;
 mod support;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

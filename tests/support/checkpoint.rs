@@ -118,6 +118,12 @@ impl Safetensors {
         &self.data[self.place(name)]
     }
 
+    /// Overwrites all elements of a bf16 tensor.
+    pub fn fill(&mut self, name: &str, bits: u16) {
+        let place = self.place(name);
+        self.data[place].as_chunks_mut::<2>().0.fill(bits.to_le_bytes());
+    }
+
     /// Overwrites an element of a bf16 tensor.
     pub fn set(&mut self, name: &str, index: usize, bits: u16) {
         let start = self.place(name).start + 2 * index;

@@ -22,6 +22,7 @@ pub use drive::{Driver, DriverHandle, News, Places, Report};
 pub use front::Front;
 pub use lead::{Realm, Reign};
 pub use ledger::{Ledger, Logs};
+pub use params::MAX_CFG_WEIGHT;
 pub use pipeline::{Placement, StageNode};
 pub use pool::Addresses;
 pub use service::{Coordinator, Model, Parts};

@@ -12,7 +12,7 @@ use crate::schedule::Band;
 /// Pictures of one request.
 pub(crate) const MAX_PICTURES: u32 = 256;
 /// Largest guidance weight: far above anything that still paints, far below what overflows a logit.
-pub(crate) const MAX_CFG_WEIGHT: f32 = 1e6;
+pub const MAX_CFG_WEIGHT: f32 = 1e6;
 /// Longest prompt in bytes; the tokeniser sees nothing longer.
 pub(crate) const MAX_PROMPT: usize = 1 << 20;
 

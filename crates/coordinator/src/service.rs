@@ -29,6 +29,7 @@ use crate::schedule::{UnitId, UnitSpec};
 
 mod chat;
 mod paint;
+mod stops;
 
 /// Events that wait for a slow reader; its task waits then, nobody else.
 const EVENTS: usize = 16;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use janus_coordinator::MAX_CFG_WEIGHT;
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
 const MAX_COUNT: usize = 1024;
@@ -89,7 +90,7 @@ pub(crate) struct Generate {
     #[arg(long, allow_hyphen_values = true, value_name = "T", value_parser = not_negative)]
     pub(crate) temperature: Option<f32>,
     /// Weight of classifier-free guidance; 1 paints without guidance [default: the checkpoint's, else 5]
-    #[arg(long, allow_hyphen_values = true, value_name = "W", value_parser = not_negative)]
+    #[arg(long, allow_hyphen_values = true, value_name = "W", value_parser = guidance)]
     pub(crate) cfg_weight: Option<f32>,
     /// Sample among the K likeliest ids [default: the checkpoint's, else all]
     #[arg(long, allow_hyphen_values = true, value_name = "K", value_parser = positive)]
@@ -302,7 +303,7 @@ pub(crate) struct EvalShapes {
     #[arg(long, allow_hyphen_values = true, value_name = "T", value_parser = not_negative)]
     pub(crate) temperature: Option<f32>,
     /// Weight of classifier-free guidance [default: the checkpoint's]
-    #[arg(long, allow_hyphen_values = true, value_name = "W", value_parser = not_negative)]
+    #[arg(long, allow_hyphen_values = true, value_name = "W", value_parser = guidance)]
     pub(crate) cfg_weight: Option<f32>,
     /// Print one JSON object on stdout
     #[arg(long)]
@@ -335,6 +336,13 @@ fn not_negative(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
         _ => Err("must be a finite number of at least 0".to_owned()),
+    }
+}
+
+fn guidance(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(w) if (0.0..=MAX_CFG_WEIGHT).contains(&w) => Ok(w),
+        _ => Err(format!("must be a number from 0 to {MAX_CFG_WEIGHT}")),
     }
 }
 

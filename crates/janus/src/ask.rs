@@ -45,7 +45,9 @@ pub(crate) fn run(args: Ask) -> Outcome {
 
     // On a terminal the answer appears as it is made.
     let live = !args.json && std::io::stdout().is_terminal();
+    let mut shown = 0;
     let (prompt, done, course) = session.ask(request, |text| {
+        shown += text.len();
         if live {
             let mut stdout = std::io::stdout().lock();
             let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -63,7 +65,8 @@ pub(crate) fn run(args: Ask) -> Outcome {
             resumed: course.resumed,
         })?;
     } else {
-        output::print_line(if live { "" } else { text });
+        // The end of an answer may come with its last event alone.
+        output::print_line(if live { done.text.get(shown..).unwrap_or_default() } else { text });
     }
     Ok(())
 }

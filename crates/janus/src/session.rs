@@ -400,13 +400,16 @@ fn picture(width: u32, height: u32, rgb: &[u8]) -> Outcome<janus_model::image::R
     Ok(janus_model::image::Rgb8::new(width as usize, height as usize, rgb.to_vec())?)
 }
 
-/// What the server refused because of what it was asked is the user's to mend.
+/// What the server refused because of what it was asked is the user's to mend; so is a checkpoint that computes nothing.
 pub(crate) fn failure(status: Status) -> Failure {
     let message = status.message().to_owned();
     match status.code() {
-        Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::OutOfRange | Code::Unauthenticated => {
-            Failure::Mistake(message)
-        }
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::OutOfRange
+        | Code::Unauthenticated
+        | Code::DataLoss => Failure::Mistake(message),
         _ => Failure::Broken(message),
     }
 }

@@ -57,9 +57,28 @@ pub enum Error {
     /// The caller's parameters make no sense.
     #[error("{0}")]
     Argument(String),
-    /// Logits became NaN or infinite, so nothing can be sampled from them.
-    #[error("the model produced a {0} logit; its weights or inputs are damaged")]
-    Diverged(f32),
+    /// A weight is so large that sums over it overflow.
+    #[error(
+        "tensor `{name}` holds {value:e} at element {index}, beyond {limit:e}: sums over it overflow; the checkpoint is damaged"
+    )]
+    TooLarge {
+        /// Name in the checkpoint's own layout.
+        name: String,
+        /// The offending value.
+        value: f32,
+        /// Its flat index.
+        index: usize,
+        /// The largest that is taken.
+        limit: f32,
+    },
+    /// What was computed is NaN or infinite, though every weight is a number.
+    #[error("{what} came out as {value}; weights of the checkpoint are too large to compute with, or damaged")]
+    Diverged {
+        /// What was computed.
+        what: &'static str,
+        /// What came out.
+        value: f32,
+    },
     /// A KV slot was used out of turn.
     #[error("KV slot {slot}: {reason}")]
     Slot {
@@ -68,6 +87,14 @@ pub enum Error {
         /// What was wrong.
         reason: String,
     },
+}
+
+/// Refuses results that are NaN or infinite.
+pub(crate) fn finite(what: &'static str, values: &[f32]) -> Result<()> {
+    match values.iter().find(|x| !x.is_finite()) {
+        Some(&value) => Err(Error::Diverged { what, value }),
+        None => Ok(()),
+    }
 }
 
 /// Shorthand for results of this crate.

@@ -2,7 +2,7 @@
 
 use janus_kernels as kernels;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, finite};
 
 /// How ids are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,9 +39,7 @@ impl ImageSampling {
 /// # Errors
 /// [`Error::Diverged`] if a logit is NaN or infinite.
 pub fn sample(logits: &[f32], sampling: &ImageSampling, position: u64) -> Result<u32> {
-    if let Some(&bad) = logits.iter().find(|x| !x.is_finite()) {
-        return Err(Error::Diverged(bad));
-    }
+    finite("a logit", logits)?;
     let (top_k, top_p) = (sampling.top_k.unwrap_or(0), sampling.top_p.unwrap_or(1.0));
     Ok(kernels::sample(logits, sampling.temperature, top_k, top_p, sampling.seed, position))
 }

@@ -6,7 +6,7 @@
 use janus_kernels::{Pool, Rows, WeightFormat, add_assign, attention_full, gelu_erf};
 use janus_spec::SiglipSpec;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, finite};
 use crate::nn::{LayerNorm, Linear, Projector};
 use crate::weights::Checkpoint;
 
@@ -82,7 +82,9 @@ impl VisionEncoder {
 
     /// Features `[tokens, hidden]` of a picture given as normalised pixels `[size, size, 3]`.
     pub fn encode(&self, pool: &Pool, pixels: &[f32]) -> Result<Vec<f32>> {
-        Ok(self.run(pool, pixels, |_, _| {})?.0)
+        let (aligned, _) = self.run(pool, pixels, |_, _| {})?;
+        finite("a picture's feature", &aligned)?;
+        Ok(aligned)
     }
 
     /// As [`encode`](Self::encode), keeping every intermediate result.

@@ -69,6 +69,7 @@ impl From<Error> for Status {
             Error::Wire(_) | Error::OldEpoch { .. } | Error::Fenced { .. } | Error::Layers { .. } | Error::NotReady(_) => {
                 Status::failed_precondition(text)
             }
+            Error::Model(janus_model::Error::Diverged { .. }) => Status::data_loss(text),
             Error::Model(_) | Error::Invalid(_) => Status::invalid_argument(text),
             Error::Compute(_) => Status::internal(text),
         }

@@ -17,6 +17,9 @@ pub use unit::{Band, UnitId, UnitSpec};
 /// Reason a first stage gives when a picture's features were evicted before they were used.
 pub const FEATURES_MISSING: &str = "the picture's features are not here";
 
+/// How the reason of a last stage ends that could compute no finite logit.
+pub const DIVERGED: &str = "too large to compute with, or damaged";
+
 /// Limits of one pipeline.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {

@@ -3,6 +3,7 @@
 use janus_spec::{Message, Part, Prompt, Role};
 
 use super::paint::failed;
+use super::stops::Stops;
 use super::*;
 use crate::schedule::Finish;
 
@@ -172,6 +173,7 @@ async fn follow(shared: Arc<Shared>, reader: Reader, stops: Vec<String>, out: Ou
     let (mut announced, mut queued, mut seen, mut resumed) = (false, None, 0, 0);
     let durable = record.accepted().await;
     send(v1::chat_event::Event::Accepted(v1::Accepted { durable })).await?;
+    let mut stops = Stops::new(stops);
     let mut text = String::new();
     let mut tokens = Vec::new();
     let broken = |e: janus_spec::Error| Status::internal(e.to_string());
@@ -198,24 +200,32 @@ async fn follow(shared: Arc<Shared>, reader: Reader, stops: Vec<String>, out: Ou
             seen += 1;
             tokens.push(id);
             let piece = decoder.push(tokenizer, id).map_err(broken)?.unwrap_or_default();
-            text.push_str(&piece);
-            if let Some(cut) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
-                text.truncate(cut);
+            let passed = stops.push(&piece);
+            text.push_str(&passed.text);
+            send(v1::chat_event::Event::Token(v1::ChatToken { id, text: passed.text })).await?;
+            if passed.stopped {
                 break 'answer v1::FinishReason::Stop;
             }
-            send(v1::chat_event::Event::Token(v1::ChatToken { id, text: piece })).await?;
         }
         match end {
             None => {}
             Some(Err(failure)) => return Err(failed(failure)),
-            Some(Ok(Finish::EndOfSentence)) => break v1::FinishReason::Stop,
-            Some(Ok(Finish::Complete)) => break v1::FinishReason::Length,
+            Some(Ok(finish)) => {
+                // Bytes that never became a character may still complete a stop.
+                let passed = stops.push(&decoder.finish(tokenizer).map_err(broken)?);
+                text.push_str(&passed.text);
+                if passed.stopped {
+                    break v1::FinishReason::Stop;
+                }
+                text.push_str(&stops.finish());
+                break match finish {
+                    Finish::EndOfSentence => v1::FinishReason::Stop,
+                    Finish::Complete => v1::FinishReason::Length,
+                };
+            }
         }
         watch.changed().await.map_err(|_| Status::internal("the request's record is gone"))?;
     };
-    if stops.is_empty() || reason == v1::FinishReason::Length {
-        text.push_str(&decoder.finish(tokenizer).map_err(broken)?);
-    }
     let output = tokens.len();
     let done = Some(shared.done(record.prompt.len(), output));
     send(v1::chat_event::Event::Done(v1::ChatDone { tokens, text, finish_reason: reason.into(), done })).await

@@ -1,7 +1,7 @@
 //! GenerateImage.
 
 use super::*;
-use crate::schedule::Finish;
+use crate::schedule::{DIVERGED, Finish};
 
 type Out = mpsc::Sender<Result<v1::GenerateImageEvent, Status>>;
 
@@ -203,6 +203,8 @@ pub(super) fn failed(failure: Failure) -> Status {
     match failure {
         Failure::Full => status::exhausted("the queue is full", RETRY),
         Failure::Cancelled => Status::cancelled("the request was cancelled"),
+        // Not the caller's fault, and trying again is in vain.
+        Failure::Lost(reason) if reason.ends_with(DIVERGED) => Status::data_loss(reason),
         Failure::Lost(reason) => Status::internal(reason),
     }
 }

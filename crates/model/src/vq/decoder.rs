@@ -4,7 +4,7 @@ use janus_kernels::{Pool, WeightFormat};
 
 use super::Codebook;
 use super::layers::{Arena, AttentionBlock, Conv3, ConvKind, GroupNorm, Map, Middle, ResBlock, Resize};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, finite};
 use crate::nn::Linear;
 use crate::weights::Checkpoint;
 
@@ -135,6 +135,7 @@ impl VqDecoder {
         }
         let normed = self.norm_out.forward(pool, &mut arena, &x, true);
         let pixels = self.conv_out.forward(pool, &mut arena, &normed).data;
+        finite("a painted pixel", &pixels)?;
         Ok(VqDecoderTrace { codes, latents: traced, pixels })
     }
 }

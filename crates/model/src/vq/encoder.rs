@@ -5,7 +5,7 @@ use janus_kernels::{Pool, WeightFormat, nearest_code};
 
 use super::layers::{Arena, AttentionBlock, Conv3, ConvKind, GroupNorm, Map, Middle, ResBlock, Resize};
 use super::{Codebook, check_pixels};
-use crate::error::Result;
+use crate::error::{Result, finite};
 use crate::nn::Linear;
 use crate::weights::Checkpoint;
 
@@ -123,6 +123,7 @@ impl VqEncoder {
         let encoder_out = self.conv_out.forward(pool, &mut arena, &normed);
         let mut latents = vec![0.0; encoder_out.height * encoder_out.width * self.quant.outputs()];
         self.quant.forward(pool, &encoder_out.data, &mut latents);
+        finite("the VQ encoder's latent", &latents)?;
         let ids = latents
             .chunks_exact(self.codebook.dim())
             .map(|latent| nearest_code(&Codebook::normalise(latent), self.codebook.rows()))

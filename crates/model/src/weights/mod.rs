@@ -167,13 +167,11 @@ impl Checkpoint {
         Ok((location, entry))
     }
 
-    /// Elements `[start, start + count)` of the (part of the) tensor, checked to be finite.
+    /// Elements `[start, start + count)` of the (part of the) tensor, checked to be numbers that can be computed with.
     fn read(&self, location: &Location, entry: &Entry, shape: &[usize], start: usize, count: usize) -> Result<Stored> {
         let base = location.part.map_or(0, |(part, _)| part * shape.iter().product::<usize>());
         let bytes = self.source.read(&location.name, entry, base + start, count)?;
-        if let Some((i, value)) = first_not_finite(&bytes, &entry.dtype) {
-            return Err(Error::NotFinite { name: location.name.clone(), value, index: base + start + i });
-        }
+        check_values(&location.name, &bytes, &entry.dtype, base + start)?;
         Ok(match entry.dtype {
             Ok(Dtype::Bf16) => Stored::Bf16(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect()),
             Ok(Dtype::F16) => {
@@ -183,33 +181,46 @@ impl Checkpoint {
         })
     }
 
-    /// The tensor's bytes as stored, for digests; as finite as those that are computed with.
+    /// The tensor's bytes as stored, for digests; checked like those that are computed with.
     fn stored_bytes(&self, decl: &TensorDecl) -> Result<(Dtype, Cow<'_, [u8]>)> {
         let (location, entry) = self.locate(&decl.name, &decl.shape)?;
         let count = decl.shape.iter().product::<usize>();
         let base = location.part.map_or(0, |(part, _)| part * count);
         let bytes = self.source.read(&location.name, entry, base, count)?;
-        if let Some((i, value)) = first_not_finite(&bytes, &entry.dtype) {
-            return Err(Error::NotFinite { name: location.name, value, index: base + i });
-        }
+        check_values(&location.name, &bytes, &entry.dtype, base)?;
         let dtype = entry.dtype.clone().map_err(|found| Error::Dtype { name: location.name, found })?;
         Ok((dtype, Cow::Owned(bytes)))
     }
 }
 
-/// Index and value of the first NaN or infinity.
-fn first_not_finite(bytes: &[u8], dtype: &std::result::Result<Dtype, String>) -> Option<(usize, f32)> {
+/// Exponent of the smallest weight that is too large: 2^53, about 9e15. Weights of working models stay below 1e5; the
+/// square of this one overflows after a million terms.
+const TOO_LARGE: u32 = 53;
+
+/// Refuses a tensor that holds NaN, infinity, or a weight too large to compute with; its first element has index `base`.
+fn check_values(name: &str, bytes: &[u8], dtype: &std::result::Result<Dtype, String>, base: usize) -> Result<()> {
+    let Some((i, value)) = first_unusable(bytes, dtype) else { return Ok(()) };
+    let (name, index) = (name.to_owned(), base + i);
+    match value.is_finite() {
+        true => Err(Error::TooLarge { name, value, index, limit: (TOO_LARGE as f32).exp2() }),
+        false => Err(Error::NotFinite { name, value, index }),
+    }
+}
+
+/// Index and value of the first element that nothing can be computed with.
+fn first_unusable(bytes: &[u8], dtype: &std::result::Result<Dtype, String>) -> Option<(usize, f32)> {
+    const EXPONENT: u32 = 127 + TOO_LARGE;
     let (pairs, quads) = (bytes.as_chunks::<2>().0, bytes.as_chunks::<4>().0);
-    // All exponent bits set is infinity or NaN.
+    // NaN and infinity have the largest exponent. An F16 is either of them or at most 65504.
     let value = |i: usize| match dtype {
         Ok(Dtype::Bf16) => bf16::from_le_bytes(pairs[i]).to_f32(),
         Ok(Dtype::F16) => f16::from_le_bytes(pairs[i]).to_f32(),
         _ => f32::from_le_bytes(quads[i]),
     };
     let found = match dtype {
-        Ok(Dtype::Bf16) => pairs.iter().position(|b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
+        Ok(Dtype::Bf16) => pairs.iter().position(|b| u32::from(u16::from_le_bytes(*b)) >> 7 & 0xff >= EXPONENT),
         Ok(Dtype::F16) => pairs.iter().position(|b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
-        _ => quads.iter().position(|b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
+        _ => quads.iter().position(|b| u32::from_le_bytes(*b) >> 23 & 0xff >= EXPONENT),
     };
     found.map(|i| (i, value(i)))
 }
