@@ -18,22 +18,27 @@
 //!
 //! Times are compared in whole nanoseconds, so equal plans are equal and ties go to the node whose id comes first.
 
+mod check;
+mod cost;
 mod error;
+mod estimate;
+mod many;
+mod order;
+mod partition;
+mod pipelines;
 mod problem;
+mod replan;
 mod result;
+mod shortage;
+mod small;
+mod spares;
 
 pub use error::{Error, Shortage, bytes_text};
+pub use estimate::{Estimate, Load, NextNode, PipelineEstimate, RowCost, estimate, next_node};
+pub use pipelines::plan;
 pub use problem::{ModelSizes, NodeId, NodeSpec, Options, Pin, Problem, Role};
+pub use replan::replan;
 pub use result::{Layers, PipelinePlan, Plan, Remedy, Replan, Spare, StagePlan, Unused};
 
 /// `Result` with this module's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-mod estimate;
-mod partition;
-mod pipelines;
-mod replan;
-
-pub use estimate::{Estimate, Load, NextNode, PipelineEstimate, RowCost, estimate, next_node};
-pub use pipelines::plan;
-pub use replan::replan;

@@ -23,6 +23,11 @@ impl Layers {
         self.end.saturating_sub(self.first)
     }
 
+    /// The layers, to iterate over.
+    pub fn range(self) -> Range<usize> {
+        self.first..self.end
+    }
+
     /// Whether there are none.
     pub fn is_empty(self) -> bool {
         self.len() == 0
@@ -81,6 +86,8 @@ pub struct StagePlan {
     pub node: NodeId,
     /// Which layers.
     pub layers: Layers,
+    /// Its numerics id.
+    pub numerics: String,
     /// Bytes it will hold: weights and KV cache.
     pub memory_bytes: u64,
     /// Time of one guided picture's step (two rows), in milliseconds, links not counted.
@@ -110,7 +117,7 @@ pub struct Spare {
 }
 
 /// Why a node has nothing to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unused {
     /// It does not run stages.
