@@ -64,6 +64,8 @@ pub struct Reign {
     pub conductor: Handle,
     /// One for each pipeline.
     pub drivers: Vec<DriverHandle>,
+    /// Whether any pipeline is ready.
+    pub ready: watch::Receiver<bool>,
     /// The fencing epoch.
     pub epoch: u64,
 }
@@ -128,7 +130,8 @@ impl Realm {
         let conductor = run::start(setup, plans, over.clone());
         coordinator.restore(admitted, &logs).await;
         tokio::spawn(self.clone().keep_logs(epoch, drivers.clone(), over));
-        Ok(Some(Reign { coordinator, conductor, drivers, epoch }))
+        let ready = any_ready(&drivers);
+        Ok(Some(Reign { coordinator, conductor, drivers, ready, epoch }))
     }
 
     /// What a predecessor left in the store; waits for the store, and for the first word about members.
@@ -223,4 +226,23 @@ impl Realm {
             }
         }
     }
+}
+
+/// True while at least one pipeline is ready.
+fn any_ready(drivers: &[DriverHandle]) -> watch::Receiver<bool> {
+    let (any, ready) = watch::channel(false);
+    let any = Arc::new(any);
+    for driver in drivers {
+        let (any, drivers, mut changes) = (any.clone(), drivers.to_vec(), driver.ready());
+        tokio::spawn(async move {
+            loop {
+                changes.borrow_and_update();
+                any.send_replace(drivers.iter().any(|d| *d.ready().borrow()));
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    ready
 }

@@ -23,17 +23,18 @@ use tonic::server::NamedService;
 use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::failure::{Failure, Outcome};
 
 /// Units open at once in one pipeline.
-const SLOTS: usize = 512;
+pub(crate) const SLOTS: usize = 512;
 /// Units that may wait.
-const QUEUE: usize = 1024;
+pub(crate) const QUEUE: usize = 1024;
 /// Decode rows that fill a microbatch: from about here on, a step is bound by arithmetic and no longer by memory.
-const ROWS: usize = 16;
+pub(crate) const ROWS: usize = 16;
 /// Encoder features kept at the first stage.
-const FEATURE_BYTES: usize = 256 << 20;
+pub(crate) const FEATURE_BYTES: usize = 256 << 20;
 /// How long a pipeline in this process may take from its weights to its first id.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// How long a lost encoder or decoder of this process is tried again.
@@ -179,13 +180,7 @@ impl Local {
 
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
-        // The descriptors hold the nodes' services too, which are not served here.
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name(InferenceServer::<Coordinator>::NAME)
-            .with_service_name("grpc.health.v1.Health");
-        let reflection = reflection.build_v1().map_err(broken)?;
+        let reflection = reflection(&[InferenceServer::<Coordinator>::NAME])?;
         let router = janus_wire::server(&security).map_err(broken)?;
         let mut router = router;
         let router = router.add_service(coordinator.clone().server()).add_service(health_service).add_service(reflection);
@@ -246,8 +241,20 @@ impl Local {
     }
 }
 
+/// Reflection of these services and of health; the descriptors hold the nodes' services too, which are not served here.
+pub(crate) fn reflection(services: &[&str]) -> Outcome<ServerReflectionServer<impl ServerReflection + use<>>> {
+    let mut builder = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name("grpc.health.v1.Health");
+    for service in services {
+        builder = builder.with_service_name(*service);
+    }
+    builder.build_v1().map_err(broken)
+}
+
 /// Health of the public service, and of the process as a whole.
-async fn report(health: &HealthReporter, serving: bool) {
+pub(crate) async fn report(health: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     health.set_service_status(InferenceServer::<Coordinator>::NAME, status).await;
     health.set_service_status("", status).await;
@@ -275,7 +282,7 @@ async fn spawn(
     Ok(address)
 }
 
-fn broken(error: impl std::fmt::Display) -> Failure {
+pub(crate) fn broken(error: impl std::fmt::Display) -> Failure {
     Failure::Broken(error.to_string())
 }
 

@@ -7,6 +7,7 @@ mod args;
 mod ask;
 mod bench;
 mod checkpoint;
+mod coordinator;
 mod eval;
 mod failure;
 mod generate;
@@ -15,8 +16,12 @@ mod local;
 mod output;
 mod serve;
 mod session;
+mod status;
+mod store;
 mod terminal;
 mod tokens;
+mod up;
+mod worker;
 
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
@@ -50,7 +55,8 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome {
     // A verb that ends says itself how; only a server has a story to tell on the way.
-    log(if matches!(cli.verb, Verb::Serve(_)) { "warn" } else { "error" });
+    let tells = matches!(cli.verb, Verb::Serve(_) | Verb::Coordinator(_) | Verb::Worker(_) | Verb::Up(_));
+    log(if tells { "warn" } else { "error" });
     match cli.verb {
         Verb::Generate(args) => generate::run(args),
         Verb::Ask(args) => ask::run(args),
@@ -58,6 +64,12 @@ fn run(cli: Cli) -> Outcome {
         Verb::Detokenize(args) => tokens::detokenize(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Serve(args) => serve::run(args),
+        Verb::Coordinator(args) => coordinator::run(args),
+        Verb::Worker(args) => worker::run(args),
+        Verb::Up(args) => up::run(args),
+        Verb::Status(args) => status::run(args),
+        Verb::Drain(args) => status::drain(args),
+        Verb::Tether(args) => up::tether(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Eval(args) => eval::run(args),
     }

@@ -43,7 +43,7 @@ pub(crate) fn run(args: Serve) -> Outcome {
 }
 
 /// Anybody who reaches the port can use it, so anything but loopback must be meant.
-fn check_listen(listen: &str, insecure: bool) -> Outcome {
+pub(crate) fn check_listen(listen: &str, insecure: bool) -> Outcome {
     let addresses =
         listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
     let open = addresses.into_iter().find(|a| !a.ip().is_loopback());
@@ -57,20 +57,39 @@ fn check_listen(listen: &str, insecure: bool) -> Outcome {
     }
 }
 
+/// One of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signal {
+    Interrupt,
+    Terminate,
+}
+
 /// SIGINT and SIGTERM.
-struct Signals {
+pub(crate) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn new() -> Outcome<Self> {
+    pub(crate) fn new() -> Outcome<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let wait = |kind| signal(kind).map_err(|e| Failure::Broken(format!("signals cannot be awaited: {e}")));
         Ok(Signals { interrupt: wait(SignalKind::interrupt())?, terminate: wait(SignalKind::terminate())? })
     }
 
-    async fn any(&mut self) {
+    pub(crate) async fn interrupted(&mut self) {
+        self.interrupt.recv().await;
+    }
+
+    /// Which of them comes first.
+    pub(crate) async fn which(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::Interrupt,
+            _ = self.terminate.recv() => Signal::Terminate,
+        }
+    }
+
+    pub(crate) async fn any(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use janus_wire::v1::stage_client::StageClient;
 use janus_wire::v1::stage_server::{Stage, StageServer};
@@ -60,6 +61,8 @@ struct Shared<C> {
     /// The highest fencing epoch that a coordinator came with.
     fence: AtomicU64,
     refused_frames: AtomicU64,
+    /// Microseconds to wait after each frame: tests blow at what would be over before they strike.
+    delay: AtomicU64,
     shutdown: CancellationToken,
 }
 
@@ -134,8 +137,14 @@ impl<C: Compute> StageService<C> {
             configuring: tokio::sync::Mutex::new(()),
             fence: AtomicU64::new(0),
             refused_frames: AtomicU64::new(0),
+            delay: AtomicU64::new(0),
             shutdown,
         })))
+    }
+
+    /// Takes so much longer for every frame. For tests and for measuring the scheduler alone.
+    pub fn delay(&self, delay: Duration) {
+        self.0.delay.store(delay.as_micros() as u64, Ordering::Relaxed);
     }
 
     /// The layers that are computed with; empty while there are none.
@@ -301,6 +310,10 @@ impl<C: Compute> Shared<C> {
             let applied = applied.inspect_err(|_| {
                 self.refused_frames.fetch_add(1, Ordering::Relaxed);
             })?;
+            let delay = self.delay.load(Ordering::Relaxed);
+            if delay > 0 {
+                tokio::time::sleep(Duration::from_micros(delay)).await;
+            }
             // A neighbour that takes nothing must not keep what is over.
             tokio::select! {
                 sent = send_on(applied, sequence, &output) => sent?,

@@ -1,0 +1,244 @@
+//! `janus coordinator`: leads a cluster, or stands by until the leader is gone.
+
+use std::time::Duration;
+
+use janus_cluster::plan::ModelSizes;
+use janus_cluster::{Candidate, Election, Keys, Leadership, watch_members};
+use janus_coordinator::conduct::Wishes;
+use janus_coordinator::schedule::Limits;
+use janus_coordinator::{Front, Realm, Reign};
+use janus_model::{Checkpoint, KvDtype, WeightFormat};
+use janus_spec::{ModelSpec, Tokenizer};
+use janus_wire::v1::cluster_server::ClusterServer;
+use janus_wire::v1::inference_server::InferenceServer;
+use janus_wire::{Identity, Listener, Security};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService;
+
+use crate::args::Coordinator as Args;
+use crate::failure::{Failure, Outcome};
+use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
+use crate::serve::{Signals, check_listen};
+use crate::{checkpoint, output, session};
+
+/// How long encoding and decoding may look for a node.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long running requests may take after a signal, if nobody can take over.
+const GRACE: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_millis(500);
+
+pub(crate) fn run(args: Args) -> Outcome {
+    check_listen(&args.listen, args.insecure)?;
+    let config = args.store.config()?;
+    let keys = Keys::new(&args.store.cluster).map_err(Failure::mistake)?;
+    let checkpoint = Checkpoint::open(checkpoint::files(&args.model)?)?;
+    session::runtime()?.block_on(async {
+        let mut signals = Signals::new()?;
+        let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
+        let address = args.advertise.clone().unwrap_or_else(|| listener.address().to_string());
+        let name = args.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
+        let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
+        let (weights, kv) = (checkpoint.native_format(), KvDtype::F32);
+        let identity = Identity {
+            cluster: args.store.cluster.clone(),
+            numerics: janus_worker::cpu_numerics(weights, kv),
+            model: digest.0,
+            node: name.clone(),
+        };
+        let security = Security::Plain;
+        let store = tokio::select! {
+            store = connected(&config) => store?,
+            () = signals.any() => return Ok(()),
+        };
+        let members = watch_members(store.clone(), &args.store.cluster).map_err(Failure::mistake)?;
+        let spec = checkpoint.spec.clone();
+        let kv_positions = args.kv_positions.max(spec.llm.max_positions.min(4096));
+        let draining = CancellationToken::new();
+        let realm = Realm {
+            name: args.model.clone(),
+            identity: identity.clone(),
+            security: security.clone(),
+            store,
+            keys,
+            members: members.clone(),
+            wishes: Wishes {
+                pipelines: args.pipelines,
+                stages: args.stages,
+                spares: args.spares,
+                kv_positions,
+                numerics: identity.numerics.clone(),
+                model: janus_wire::hello::hex(&digest.0),
+            },
+            sizes: sizes(&spec, weights, kv),
+            limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS },
+            patience: PATIENCE,
+            log_every: Duration::from_secs(args.log_every),
+            draining: draining.clone(),
+            spec,
+        };
+
+        let (reign, reigning) = watch::channel(None);
+        let (leader, led) = watch::channel(None);
+        let front = Front::new(reigning.clone(), led, members);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        report(&health, false).await;
+        let mut server = janus_wire::server(&security).map_err(broken)?;
+        let router = server
+            .add_service(front.clone().inference())
+            .add_service(front.cluster())
+            .add_service(health_service)
+            .add_service(reflection(&[InferenceServer::<Front>::NAME, ClusterServer::<Front>::NAME])?);
+        let closing = CancellationToken::new();
+        let until = closing.clone();
+        let serving =
+            tokio::spawn(
+                async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await },
+            );
+        tokio::spawn(follow_readiness(reigning.clone(), health, draining.clone()));
+
+        let ttl = Duration::from_secs(args.store.ttl);
+        let candidate = Candidate { id: name.clone(), address: address.clone() };
+        let election = Election::start(config, &args.store.cluster, candidate.clone(), ttl).map_err(Failure::mistake)?;
+        let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
+        tokenizer()?;
+        let reigns = follow_election(election.leadership(), candidate, realm, tokenizer, &reign, &leader);
+        output::print_line(&format!("coordinator {name} {address}"));
+        tokio::select! {
+            ended = reigns => ended?,
+            () = signals.any() => {}
+        }
+
+        // Readiness goes first; a standby takes over what runs, and callers find it by themselves.
+        draining.cancel();
+        let alone = tokio::time::timeout(Duration::from_secs(5), election.resign()).await.is_err();
+        if let Some(reign) = reign.send_replace(None).filter(|_| alone) {
+            let finish = async {
+                while reign.coordinator.running() > 0 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::select! {
+                _ = tokio::time::timeout(GRACE, finish) => {}
+                () = signals.any() => {}
+            }
+        }
+        closing.cancel();
+        let _ = tokio::time::timeout(Duration::from_millis(500), serving).await;
+        Ok(())
+    })
+}
+
+/// The store, as soon as it answers; what trying again cannot mend ends the process.
+async fn connected(config: &janus_cluster::StoreConfig) -> Outcome<std::sync::Arc<dyn janus_cluster::Store>> {
+    let mut told = false;
+    loop {
+        let opened = match config.connect().await {
+            Ok(store) => match store.get("/janus/").await {
+                Ok(_) => return Ok(store),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        if !opened.is_retryable() {
+            return Err(Failure::mistake(opened));
+        }
+        if !told {
+            eprintln!("janus: {opened}; trying again");
+            told = true;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Begins and ends reigns as the election goes.
+async fn follow_election(
+    mut leadership: watch::Receiver<Leadership>,
+    me: Candidate,
+    realm: Realm,
+    tokenizer: impl Fn() -> Result<Tokenizer, janus_spec::Error>,
+    reign: &watch::Sender<Option<Reign>>,
+    leader: &watch::Sender<Option<(Candidate, u64)>>,
+) -> Outcome {
+    loop {
+        let now = leadership.borrow_and_update().clone();
+        match now {
+            Leadership::Unknown => drop(leader.send_replace(None)),
+            Leadership::Follower { leader: who, epoch } => drop(leader.send_replace(Some((who, epoch)))),
+            Leadership::Leader { epoch } => {
+                leader.send_replace(Some((me.clone(), epoch)));
+                let over = CancellationToken::new();
+                let deposed = async {
+                    let still = |l: &Leadership| *l == Leadership::Leader { epoch };
+                    let _ = leadership.wait_for(|l| !still(l)).await;
+                };
+                let ruling = async {
+                    let begun = realm.lead(epoch, tokenizer()?, over.clone()).await.map_err(broken)?;
+                    reign.send_replace(begun);
+                    std::future::pending::<Outcome>().await
+                };
+                let end = tokio::select! {
+                    () = deposed => Ok(()),
+                    failed = ruling => failed,
+                };
+                over.cancel();
+                reign.send_replace(None);
+                end?;
+                tracing::warn!(epoch, "another coordinator leads now");
+                continue;
+            }
+        }
+        if leadership.changed().await.is_err() {
+            return Err(Failure::Broken("the election's thread is gone".to_owned()));
+        }
+    }
+}
+
+/// Ready is a leader with a pipeline through which a canary went.
+async fn follow_readiness(
+    mut reign: watch::Receiver<Option<Reign>>,
+    health: tonic_health::server::HealthReporter,
+    draining: CancellationToken,
+) {
+    loop {
+        let now = reign.borrow_and_update().clone();
+        let mut ready = now.map(|reign| reign.ready);
+        let serving = ready.as_mut().is_some_and(|r| *r.borrow_and_update()) && !draining.is_cancelled();
+        report(&health, serving).await;
+        let changes = async {
+            let changed = match &mut ready {
+                Some(ready) => ready.changed().await.is_ok(),
+                None => false,
+            };
+            // A reign that is over is followed by another.
+            if !changed {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            changed = reign.changed() => if changed.is_err() { return },
+            () = changes => {}
+            () = draining.cancelled(), if !draining.is_cancelled() => {}
+        }
+    }
+}
+
+/// What the planner counts.
+pub(crate) fn sizes(spec: &ModelSpec, weights: WeightFormat, kv: KvDtype) -> ModelSizes {
+    let parts = spec.parts();
+    let bytes = |parameters: u64| match weights {
+        WeightFormat::F32 => 4 * parameters,
+        WeightFormat::Bf16 => 2 * parameters,
+        // A byte or half of one, and a scale for each block of 32.
+        WeightFormat::Q8 => parameters * 9 / 8,
+        WeightFormat::Q4 => parameters * 5 / 8,
+    };
+    ModelSizes {
+        layer_bytes: vec![bytes(parts.layer); spec.llm.layers],
+        embedding_bytes: bytes(parts.embedding + parts.gen_aligner) + 4 * parts.gen_embedding,
+        head_bytes: bytes(parts.lm_head + parts.gen_head) + 4 * parts.norm,
+        kv_bytes_per_position: spec.llm.kv_bytes(1, kv.size()),
+        hidden: spec.llm.hidden,
+        image_tokens: spec.image_tokens(),
+    }
+}

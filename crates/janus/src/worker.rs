@@ -1,0 +1,335 @@
+//! `janus worker`: a node of a cluster. It registers, loads what coordinators ask for, and computes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use janus_cluster::{Member, Probe, Registration, RegistrationState, Role as MemberRole, StoreConfig, random_incarnation};
+use janus_model::llama::{Layer, LlamaRange, Span};
+use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
+use janus_wire::v1::node_client::NodeClient;
+use janus_wire::v1::node_server::{Node, NodeServer};
+use janus_wire::v1::{DrainNodeRequest, DrainNodeResponse, IdentifyRequest, IdentifyResponse};
+use janus_wire::{Identity, Listener, Security};
+use janus_worker::decoder::DecoderService;
+use janus_worker::encoder::EncoderService;
+use janus_worker::stage::{ModelLoader, StageService};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::args::{Roles, Worker};
+use crate::failure::{Failure, Outcome};
+use crate::local::{FEATURE_BYTES, SLOTS, broken};
+use crate::serve::{Signal, Signals, check_listen};
+use crate::{checkpoint, session};
+
+/// A process that has a name answers within this, if it lives.
+const PROBE: Duration = Duration::from_secs(1);
+/// Round trips to other members are measured this often.
+const ROUND_TRIPS: Duration = Duration::from_secs(30);
+
+pub(crate) fn run(args: Worker) -> Outcome {
+    check_listen(&args.listen, args.insecure)?;
+    if args.test_step_delay_ms > 0 && !args.test {
+        return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
+    }
+    janus_model::check_cpu()?;
+    let store = args.store.config()?;
+    let checkpoint = Arc::new(Checkpoint::open(checkpoint::files(&args.model)?)?);
+    session::runtime()?.block_on(async {
+        let mut signals = Signals::new()?;
+        let worker = tokio::select! {
+            worker = Running::start(args, store, checkpoint) => worker?,
+            () = signals.interrupted() => return Ok(()),
+        };
+        // An interrupt ends it at once, a termination when its work has gone elsewhere.
+        if signals.which().await == Signal::Terminate {
+            eprintln!("janus: handing over; an interrupt ends it at once");
+            tokio::select! {
+                () = worker.drain() => {}
+                () = signals.interrupted() => {}
+            }
+        }
+        worker.leave().await;
+        Ok(())
+    })
+}
+
+struct Running {
+    registration: Arc<Registration>,
+    held: Option<tokio::sync::watch::Receiver<std::ops::Range<usize>>>,
+    shutdown: CancellationToken,
+    grace: Duration,
+}
+
+impl Running {
+    async fn start(args: Worker, store: StoreConfig, checkpoint: Arc<Checkpoint>) -> Outcome<Self> {
+        let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
+        let address = args.advertise.clone().unwrap_or_else(|| listener.address().to_string());
+        let name = args.name.clone().unwrap_or_else(|| format!("worker-{}", listener.address().port()));
+        let weights = checkpoint.native_format();
+        let kv = KvDtype::F32;
+        let pool = Arc::new(Pool::new(args.threads.unwrap_or_else(janus_model::default_threads)));
+        let (digest, _) = checkpoint.digests(pool.threads())?;
+        let identity = Identity {
+            cluster: args.store.cluster.clone(),
+            numerics: janus_worker::cpu_numerics(weights, kv),
+            model: digest.0,
+            node: name.clone(),
+        };
+        let security = Security::Plain;
+        let shutdown = CancellationToken::new();
+        let has = |role: Roles| args.role.contains(&role);
+        let mut router = janus_wire::server(&security).map_err(broken)?;
+        let drain = CancellationToken::new();
+        let incarnation = random_incarnation().map_err(broken)?;
+        let node = NodeService {
+            id: name.clone(),
+            incarnation: incarnation.clone(),
+            identity: identity.clone(),
+            drain: drain.clone(),
+            fence: Arc::default(),
+        };
+        let mut router = router.add_service(NodeServer::new(node));
+
+        let (mut ms_per_layer, mut ms_per_head, mut held) = (0.0, 0.0, None);
+        if has(Roles::Stage) {
+            (ms_per_layer, ms_per_head) = calibrate(&checkpoint, &pool, weights, kv)?;
+            let delay = Duration::from_millis(args.test_step_delay_ms);
+            ms_per_layer += args.test_step_delay_ms as f64 / checkpoint.spec.llm.layers as f64;
+            let loader = Arc::new(ModelLoader::new(checkpoint.clone(), pool.clone(), weights, kv, SLOTS));
+            let stage = StageService::start_empty(
+                identity.clone(),
+                security.clone(),
+                loader,
+                SLOTS,
+                FEATURE_BYTES,
+                shutdown.clone(),
+            );
+            let stage = stage.map_err(broken)?;
+            stage.delay(delay);
+            held = Some(stage.held());
+            router = router.add_service(stage.server());
+        }
+        if has(Roles::Encoder) {
+            let eager = (true, true);
+            let (checkpoint, pool) = (checkpoint.clone(), pool.clone());
+            let encoder = EncoderService::start(identity.clone(), security.clone(), checkpoint, pool, weights, eager);
+            router = router.add_service(encoder.map_err(Failure::mistake)?.server());
+        }
+        if has(Roles::Decoder) {
+            let decoder = DecoderService::start(identity.clone(), checkpoint.clone(), pool.clone(), weights, true);
+            router = router.add_service(decoder.map_err(Failure::mistake)?.server());
+        }
+        let until = shutdown.clone();
+        tokio::spawn(async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await });
+
+        let member = Member {
+            id: name.clone(),
+            incarnation,
+            roles: args.role.iter().map(|role| role.member()).collect(),
+            address: address.clone(),
+            zone: args.zone.clone().unwrap_or_default(),
+            device: "cpu".to_owned(),
+            machine: machine(),
+            memory_bytes: args.memory.unwrap_or_else(available_memory),
+            threads: pool.threads(),
+            ms_per_layer,
+            ms_per_head,
+            model: janus_wire::hello::hex(&digest.0),
+            numerics: identity.numerics.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            ..Member::default()
+        };
+        let ttl = Duration::from_secs(args.store.ttl);
+        let registration = Registration::start(store, &args.store.cluster, member, ttl, probe(&security));
+        let registration = Arc::new(registration.map_err(Failure::mistake)?);
+        tokio::spawn(tell(registration.state(), name.clone()));
+
+        if let Some(mut held) = held.clone() {
+            let registration = registration.clone();
+            tokio::spawn(async move {
+                while held.changed().await.is_ok() {
+                    let layers = held.borrow_and_update().clone();
+                    registration.update(|m| m.layers = (!layers.is_empty()).then_some([layers.start, layers.end]));
+                }
+            });
+        }
+        let drained = registration.clone();
+        tokio::spawn(async move {
+            drain.cancelled().await;
+            drained.update(|m| m.draining = true);
+        });
+        tokio::spawn(measure_round_trips(
+            args.store.config()?,
+            args.store.cluster.clone(),
+            name.clone(),
+            registration.clone(),
+        ));
+        // Whoever starts workers may wait for this line.
+        crate::output::print_line(&format!("worker {name} {address}"));
+        Ok(Running { registration, held, shutdown, grace: Duration::from_secs(args.grace) })
+    }
+
+    /// Waits until its layers have another place.
+    async fn drain(&self) {
+        self.registration.update(|m| m.draining = true);
+        let Some(mut held) = self.held.clone() else { return };
+        let _ = tokio::time::timeout(self.grace, held.wait_for(|layers| layers.is_empty())).await;
+    }
+
+    async fn leave(self) {
+        let registration = Arc::into_inner(self.registration);
+        // Others that still hold it are about to end; the lease does the rest.
+        if let Some(registration) = registration {
+            registration.leave().await;
+        }
+        self.shutdown.cancel();
+    }
+}
+
+/// Says on stderr what a person should know about the registration.
+async fn tell(mut state: tokio::sync::watch::Receiver<RegistrationState>, name: String) {
+    loop {
+        match &*state.borrow_and_update() {
+            RegistrationState::Connecting { reason } if reason.is_empty() => {}
+            RegistrationState::Connecting { reason } => tracing::warn!(reason, "not registered yet; trying again"),
+            RegistrationState::Registered => tracing::info!(name, "registered"),
+            RegistrationState::NameTaken { by } => tracing::error!(
+                name,
+                by = by.address,
+                pid = by.pid,
+                "another living worker has this name: stop it, or start this one with another --name; waiting"
+            ),
+            RegistrationState::Away { reason, .. } => tracing::warn!(reason, "the store is away; work goes on"),
+        }
+        if state.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether the process of a record still answers under its incarnation.
+fn probe(security: &Security) -> Probe {
+    let security = security.clone();
+    Arc::new(move |member: Member| {
+        let security = security.clone();
+        Box::pin(async move {
+            let ask = async {
+                let channel = janus_wire::connect(&member.address, &security).await.ok()?;
+                let answer = NodeClient::new(channel).identify(IdentifyRequest {}).await.ok()?.into_inner();
+                Some(answer.id == member.id && answer.incarnation == member.incarnation)
+            };
+            matches!(tokio::time::timeout(PROBE, ask).await, Ok(Some(true)))
+        })
+    })
+}
+
+/// Publishes how long a question to each other member takes.
+async fn measure_round_trips(store: StoreConfig, cluster: String, name: String, registration: Arc<Registration>) {
+    let registration = Arc::downgrade(&registration);
+    let Ok(keys) = janus_cluster::Keys::new(&cluster) else { return };
+    let mut ticks = tokio::time::interval(ROUND_TRIPS);
+    loop {
+        ticks.tick().await;
+        let Ok(store) = store.connect().await else { continue };
+        let Ok(listing) = store.list(&keys.members()).await else { continue };
+        let others = listing.entries.iter().filter_map(|e| serde_json::from_slice::<Member>(&e.value).ok());
+        let mut round_trips = std::collections::BTreeMap::new();
+        for other in others.filter(|m| m.id != name) {
+            let Ok(channel) = janus_wire::connect(&other.address, &Security::Plain).await else { continue };
+            let mut client = NodeClient::new(channel);
+            let mut best = f64::INFINITY;
+            for _ in 0..3 {
+                let asked = Instant::now();
+                if client.identify(IdentifyRequest {}).await.is_ok() {
+                    best = best.min(asked.elapsed().as_secs_f64() * 1e3);
+                }
+            }
+            if best.is_finite() {
+                round_trips.insert(other.id, best);
+            }
+        }
+        let Some(registration) = registration.upgrade() else { return };
+        registration.update(|m| m.round_trips = round_trips);
+    }
+}
+
+#[derive(Clone)]
+struct NodeService {
+    id: String,
+    incarnation: String,
+    identity: Identity,
+    drain: CancellationToken,
+    fence: Arc<AtomicU64>,
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn identify(&self, _: Request<IdentifyRequest>) -> Result<Response<IdentifyResponse>, Status> {
+        Ok(Response::new(IdentifyResponse { id: self.id.clone(), incarnation: self.incarnation.clone() }))
+    }
+
+    async fn drain(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        let hello = request.into_inner().hello;
+        self.identity.check(hello.as_ref()).map_err(janus_worker::Error::from)?;
+        let asked = hello.map_or(0, |h| h.epoch >> 32);
+        let current = self.fence.fetch_max(asked, Ordering::SeqCst);
+        if asked < current {
+            return Err(janus_worker::Error::Fenced { asked, current }.into());
+        }
+        self.drain.cancel();
+        Ok(Response::new(DrainNodeResponse {}))
+    }
+}
+
+/// Milliseconds of one layer for one guided picture, measured, and of the heads, by their bytes.
+fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: KvDtype) -> Outcome<(f64, f64)> {
+    const POSITIONS: usize = 12;
+    let spec = &checkpoint.spec;
+    let layer = Arc::new(Layer::load(checkpoint, 0, weights)?);
+    let layer_bytes = layer.bytes() as f64;
+    let mut range = LlamaRange::of(&spec.llm, 0, vec![layer], kv, 2)?;
+    let mut best = f64::INFINITY;
+    let mut x = vec![0.01; 2 * spec.llm.hidden];
+    (0..2).try_for_each(|slot| range.open(slot, POSITIONS))?;
+    for start in 0..POSITIONS {
+        let spans = [0, 1].map(|slot| Span { slot, start, rows: 1 });
+        let begun = Instant::now();
+        range.forward(pool, &spans, &mut x)?;
+        best = best.min(begun.elapsed().as_secs_f64() * 1e3);
+        x.fill(0.01);
+    }
+    let parts = spec.parts();
+    let bytes = if weights == WeightFormat::F32 { 4.0 } else { 2.0 };
+    Ok((best, best * parts.gen_head as f64 * bytes / layer_bytes.max(1.0)))
+}
+
+/// What tells machines apart; processes with the same one share cores.
+pub(crate) fn machine() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// Bytes that can be had, within the limits of a control group.
+pub(crate) fn available_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let machine = kilobytes.map_or(1 << 30, |kb| kb * 1024);
+    let limit = std::fs::read_to_string(Path::new("/sys/fs/cgroup/memory.max")).ok();
+    let limit = limit.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(u64::MAX);
+    machine.min(limit)
+}
+
+impl Roles {
+    fn member(self) -> MemberRole {
+        match self {
+            Roles::Stage => MemberRole::Stage,
+            Roles::Encoder => MemberRole::Encoder,
+            Roles::Decoder => MemberRole::Decoder,
+        }
+    }
+}
