@@ -8,6 +8,7 @@
 pub mod election;
 mod error;
 pub mod keys;
+mod lane;
 mod member;
 pub mod membership;
 pub mod plan;
