@@ -62,6 +62,7 @@ impl Cluster {
             patience: Duration::from_secs(2),
             ledger: None,
             draining: CancellationToken::new(),
+            over: shutdown.clone(),
         };
         let coordinator = Coordinator::new(model, parts);
         let address = serve(|server| server.add_service(coordinator.clone().server()), &shutdown).await;

@@ -96,7 +96,7 @@ impl Realm {
             places.push(place);
             drivers.push(driver.start(over.clone())?);
         }
-        let ledger = Ledger::start(self.store.clone(), self.keys.clone(), &self.identity.cluster, epoch);
+        let ledger = Ledger::start(self.store.clone(), self.keys.clone(), &self.identity.cluster, epoch, over.clone());
         let parts = Parts {
             identity: self.identity.clone(),
             security: self.security.clone(),
@@ -106,6 +106,7 @@ impl Realm {
             patience: self.patience,
             ledger: Some(ledger),
             draining: self.draining.clone(),
+            over: over.clone(),
         };
         let model = Model { name: self.name.clone(), spec: self.spec.clone(), tokenizer };
         let coordinator = Coordinator::new(model, parts);

@@ -14,6 +14,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// Changes are gathered for this long, or until there are so many of so many bytes.
 const GATHER: Duration = Duration::from_millis(25);
@@ -77,12 +78,13 @@ fn name(key: &str) -> String {
 }
 
 impl Ledger {
-    /// Starts the writer for the coordinator that leads under `epoch`; it ends with its last handle.
-    pub fn start(store: Arc<dyn Store>, keys: Keys, cluster: &str, epoch: u64) -> Self {
+    /// Starts the writer for the coordinator that leads under `epoch`, until `over` or until
+    /// its last handle is gone.
+    pub fn start(store: Arc<dyn Store>, keys: Keys, cluster: &str, epoch: u64, over: CancellationToken) -> Self {
         let (changes, inbox) = mpsc::channel(QUEUE);
         let writer =
             Writer { store, keys, cluster: cluster.to_owned(), epoch, inbox, owed: BTreeMap::new(), gone: BTreeSet::new() };
-        tokio::spawn(writer.run());
+        tokio::spawn(async move { over.run_until_cancelled(writer.run()).await });
         Ledger { changes }
     }
 

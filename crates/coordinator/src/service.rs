@@ -64,6 +64,8 @@ pub struct Parts {
     pub ledger: Option<Ledger>,
     /// Stops admissions.
     pub draining: CancellationToken,
+    /// Ends every stream: what was written down goes on elsewhere.
+    pub over: CancellationToken,
 }
 
 struct Shared {
@@ -77,6 +79,7 @@ struct Shared {
     decoders: Pool<DecoderClient<Channel>>,
     ledger: Option<Ledger>,
     draining: CancellationToken,
+    over: CancellationToken,
     /// Held by every call until its last event is with the transport.
     running: Arc<()>,
 }
@@ -101,7 +104,7 @@ type Events<T> = ReceiverStream<Result<T, Status>>;
 impl Coordinator {
     /// A service over the drivers of its pipelines.
     pub fn new(model: Model, parts: Parts) -> Self {
-        let Parts { identity, security, drivers, encoders, decoders, patience, ledger, draining } = parts;
+        let Parts { identity, security, drivers, encoders, decoders, patience, ledger, draining, over } = parts;
         Coordinator(Arc::new(Shared {
             encoders: Pool::encoders(encoders, &security, patience),
             decoders: Pool::decoders(decoders, &security, patience),
@@ -114,6 +117,7 @@ impl Coordinator {
             drivers,
             ledger,
             draining,
+            over,
             running: Arc::default(),
         }))
     }
@@ -230,6 +234,10 @@ impl Shared {
         let (shared, key) = (Arc::downgrade(self), key.to_owned());
         move |record: &Record, unfinished| {
             let Some(shared) = shared.upgrade() else { return };
+            // A reign that ends leaves its requests to the next one.
+            if shared.over.is_cancelled() || (shared.ledger.is_some() && shared.draining.is_cancelled()) {
+                return;
+            }
             if unfinished {
                 shared.give_up(record);
             }
@@ -426,6 +434,7 @@ async fn within<T>(left: Option<Duration>, work: impl Future<Output = Result<T, 
 
 /// Runs a reader's task: events until the end, an error, the deadline, or until nobody listens.
 fn stream<T, F>(
+    over: CancellationToken,
     place: Arc<()>,
     left: Option<Duration>,
     run: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F,
@@ -440,6 +449,7 @@ where
         let end = tokio::select! {
             end = task => end,
             status = deadline(left) => Err(status),
+            () = over.cancelled() => Err(status::unavailable("this coordinator does not lead any more", RETRY)),
             () = events.closed() => Ok(()),
         };
         if let Err(status) = end {

@@ -80,6 +80,7 @@ pub(crate) fn run(args: Args) -> Outcome {
 
         let (reign, reigning) = watch::channel(None);
         let (leader, led) = watch::channel(None);
+        let stale = members.clone();
         let front = Front::new(reigning.clone(), led, members);
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
@@ -102,19 +103,21 @@ pub(crate) fn run(args: Args) -> Outcome {
         let election = Election::start(config, &args.store.cluster, candidate.clone(), ttl).map_err(Failure::mistake)?;
         let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
         tokenizer()?;
-        let reigns = follow_election(election.leadership(), candidate, realm, tokenizer, &reign, &leader);
+        let over = CancellationToken::new();
+        let reigns = follow_election(election.leadership(), candidate, realm, tokenizer, &reign, &leader, over.clone());
         output::print_line(&format!("coordinator {name} {address}"));
         tokio::select! {
             ended = reigns => ended?,
             () = signals.any() => {}
         }
 
-        // Readiness goes first; a standby takes over what runs, and callers find it by themselves.
+        // Readiness goes first. A successor takes over what runs, and callers find it by themselves; while the store is
+        // away there cannot be one, so what runs is finished here.
         draining.cancel();
-        let alone = tokio::time::timeout(Duration::from_secs(5), election.resign()).await.is_err();
-        if let Some(reign) = reign.send_replace(None).filter(|_| alone) {
+        if stale.borrow().stale {
+            let running = || reigning.borrow().as_ref().map_or(0, |reign| reign.coordinator.running());
             let finish = async {
-                while reign.coordinator.running() > 0 {
+                while running() > 0 {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             };
@@ -123,6 +126,9 @@ pub(crate) fn run(args: Args) -> Outcome {
                 () = signals.any() => {}
             }
         }
+        election.resign().await;
+        over.cancel();
+        reign.send_replace(None);
         closing.cancel();
         let _ = tokio::time::timeout(Duration::from_millis(500), serving).await;
         Ok(())
@@ -159,6 +165,7 @@ async fn follow_election(
     tokenizer: impl Fn() -> Result<Tokenizer, janus_spec::Error>,
     reign: &watch::Sender<Option<Reign>>,
     leader: &watch::Sender<Option<(Candidate, u64)>>,
+    end: CancellationToken,
 ) -> Outcome {
     loop {
         let now = leadership.borrow_and_update().clone();
@@ -167,7 +174,7 @@ async fn follow_election(
             Leadership::Follower { leader: who, epoch } => drop(leader.send_replace(Some((who, epoch)))),
             Leadership::Leader { epoch } => {
                 leader.send_replace(Some((me.clone(), epoch)));
-                let over = CancellationToken::new();
+                let over = end.child_token();
                 let deposed = async {
                     let still = |l: &Leadership| *l == Leadership::Leader { epoch };
                     let _ = leadership.wait_for(|l| !still(l)).await;
@@ -177,13 +184,13 @@ async fn follow_election(
                     reign.send_replace(begun);
                     std::future::pending::<Outcome>().await
                 };
-                let end = tokio::select! {
+                let ended = tokio::select! {
                     () = deposed => Ok(()),
                     failed = ruling => failed,
                 };
                 over.cancel();
                 reign.send_replace(None);
-                end?;
+                ended?;
                 tracing::warn!(epoch, "another coordinator leads now");
                 continue;
             }

@@ -175,6 +175,7 @@ impl Local {
             patience: PATIENCE,
             ledger: None,
             draining: draining.clone(),
+            over: shutdown.clone(),
         };
         let coordinator = Coordinator::new(model, parts);
 

@@ -10,7 +10,7 @@ use janus_wire::v1::{self, RequestHeader, chat_event, generate_image_event};
 use janus_wire::{MAX_CLIENT_MESSAGE, Security};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 use crate::args::Compute;
 use crate::checkpoint;
@@ -222,15 +222,39 @@ impl Session {
     pub(crate) fn tokenize(&mut self, data: Vec<u8>) -> Outcome<Vec<u32>> {
         let image = Some(v1::Image { data: data.into(), ..v1::Image::default() });
         let request = v1::TokenizeRequest { header: Some(self.header()), image };
-        let answer = self.runtime.block_on(self.client.tokenize(request)).map_err(failure)?;
-        Ok(answer.into_inner().tokens)
+        let answer = self.once_or_again(|mut client| {
+            let request = request.clone();
+            async move { client.tokenize(request).await }
+        })?;
+        Ok(answer.tokens)
     }
 
     /// The picture of VQ ids.
     pub(crate) fn detokenize(&mut self, tokens: Vec<u32>) -> Outcome<janus_model::image::Rgb8> {
         let request = v1::DetokenizeRequest { header: Some(self.header()), tokens };
-        let answer = self.runtime.block_on(self.client.detokenize(request)).map_err(failure)?.into_inner();
+        let answer = self.once_or_again(|mut client| {
+            let request = request.clone();
+            async move { client.detokenize(request).await }
+        })?;
         picture(answer.width, answer.height, &answer.rgb)
+    }
+
+    /// A call that changes nothing: it is made again if its coordinator is lost.
+    fn once_or_again<R, F>(&mut self, call: impl Fn(InferenceClient<Channel>) -> F) -> Outcome<R>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let (mut broken, heard) = (0, Instant::now());
+        loop {
+            match self.runtime.block_on(call(self.client.clone())) {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => match lost(status) {
+                    Ended::Broken(status) => self.again(status, heard, &mut broken)?,
+                    Ended::Failed(failure) => return Err(failure),
+                    Ended::Done => {}
+                },
+            }
+        }
     }
 }
 

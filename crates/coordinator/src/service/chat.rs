@@ -25,7 +25,7 @@ pub(super) async fn chat(
     within(left, shared.understand(tenant, &work.pictures, work.home)).await?;
     let reader = shared.join(tenant, work).await?;
     let shared = shared.clone();
-    Ok(stream(place, left, move |out| follow(shared, reader, stops, out)))
+    Ok(stream(shared.over.clone(), place, left, move |out| follow(shared, reader, stops, out)))
 }
 
 /// Checks a request and lays out its unit.

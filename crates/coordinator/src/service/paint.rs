@@ -17,7 +17,7 @@ pub(super) async fn paint(
     let (seed, kept) = (work.specs.first().map_or(0, |s| s.sampling.seed), work.specs.first().map_or(0, |s| s.keep.len()));
     let reader = shared.join(tenant, work).await?;
     let shared = shared.clone();
-    Ok(stream(place, left, move |out| follow(shared, reader, seed, kept, stream_ids, out)))
+    Ok(stream(shared.over.clone(), place, left, move |out| follow(shared, reader, seed, kept, stream_ids, out)))
 }
 
 /// Checks a request and lays out its units.
