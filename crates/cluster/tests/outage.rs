@@ -22,7 +22,12 @@ impl Outage {
     fn config(&self) -> StoreConfig {
         match self {
             Outage::Memory(memory) => StoreConfig::Memory(memory.clone()),
-            Outage::Etcd(etcd) => etcd.config(),
+            Outage::Etcd(etcd) => StoreConfig::Etcd {
+                endpoints: vec![etcd.endpoint()],
+                tls: None,
+                auth: None,
+                timeout: Duration::from_secs(2),
+            },
         }
     }
 
@@ -78,7 +83,8 @@ async fn calls_end_and_watches_go_on_across_an_outage(mut outage: Outage) {
         assert!(matches!(error, Error::Unreachable { .. }) && error.is_retryable(), "{error}");
         assert!(error.to_string().contains(&store.describe()), "{error}");
     }
-    assert!(started.elapsed() < PATIENCE, "four calls took {:?}", started.elapsed());
+    // 2 s each, and as much again for a busy machine.
+    assert!(started.elapsed() < Duration::from_secs(16), "four calls took {:?}", started.elapsed());
 
     outage.end();
     insist(&store, "x/after", "1").await;
