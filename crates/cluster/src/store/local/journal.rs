@@ -5,6 +5,9 @@
 //! readers and watchers see them. redb writes to pages that are not in use and switches over by a checksummed header,
 //! so a process or machine that dies in the middle leaves the state before or after a batch, never between.
 
+#[cfg(test)]
+mod power_cut;
+
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -57,7 +60,7 @@ fn open_blocking(dir: &Path) -> Result<Arc<Local>, String> {
     if let Some(local) = open.get(&dir).and_then(Weak::upgrade) {
         return Ok(local);
     }
-    let mut journal = Journal::new(open_patiently(&dir)?)?;
+    let journal = Journal { database: open_patiently(&dir)? };
     sync_directories(&dir).map_err(|error| format!("cannot sync the directory: {error}"))?;
     let state = journal.read()?;
     let (jobs, waiting) = mpsc::channel(QUEUE);
@@ -66,7 +69,7 @@ fn open_blocking(dir: &Path) -> Result<Arc<Local>, String> {
     let seen = Arc::downgrade(&local);
     std::thread::Builder::new()
         .name("janus-journal".to_owned())
-        .spawn(move || write_all(&mut journal, state, waiting, &seen, &shown))
+        .spawn(move || write_all(&journal, state, waiting, &seen, &shown))
         .map_err(|error| format!("cannot start the writer's thread: {error}"))?;
     open.retain(|_, local| local.strong_count() > 0);
     open.insert(dir, Arc::downgrade(&local));
@@ -108,7 +111,7 @@ fn sync_directories(dir: &Path) -> std::io::Result<()> {
 }
 
 /// The writer's life: until no handle is left.
-fn write_all(journal: &mut Journal, mut ahead: State, mut waiting: mpsc::Receiver<Job>, seen: &Weak<Local>, dir: &str) {
+fn write_all(journal: &Journal, mut ahead: State, mut waiting: mpsc::Receiver<Job>, seen: &Weak<Local>, dir: &str) {
     while let Some(first) = waiting.blocking_recv() {
         let mut batch = vec![first];
         while batch.len() < QUEUE {
@@ -151,12 +154,8 @@ struct Journal {
 }
 
 impl Journal {
-    fn new(database: Database) -> Result<Journal, String> {
-        Ok(Journal { database })
-    }
-
     /// The state as it was when the last batch was synced.
-    fn read(&mut self) -> Result<State, String> {
+    fn read(&self) -> Result<State, String> {
         self.prepare().map_err(|error| format!("cannot be prepared: {error}"))?;
         let failed = |error: redb::Error| format!("cannot be read: {error}");
         let (format, state) = self.load().map_err(failed)?;
