@@ -157,3 +157,30 @@ fn links_of_the_documents_lead_somewhere() {
         }
     }
 }
+
+/// ARCHITECTURE.md says so, and TCP_NODELAY, windows and keep-alive depend on it: wire sets and reads them back.
+#[test]
+fn wire_is_the_only_crate_that_opens_sockets() {
+    let opens = ["TcpListener", "TcpStream", "TcpIncoming", "TcpSocket", "UnixListener", "UnixStream", "UdpSocket"];
+    let opens = opens.iter().chain(&["Server::builder", "Endpoint::", "serve_with_shutdown", "connect_lazy"]);
+    let mut files = 0;
+    let mut folders: Vec<_> =
+        std::fs::read_dir(repository().join("crates")).unwrap().map(|e| e.unwrap().path().join("src")).collect();
+    folders.retain(|folder| !folder.ends_with("wire/src"));
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            files += 1;
+            let text = std::fs::read_to_string(&path).unwrap();
+            let word = opens.clone().find(|word| text.contains(**word));
+            assert_eq!(word, None, "{}: sockets are opened by janus_wire::connect and Listener", path.display());
+            // Every server takes its connections from a Listener.
+            assert_eq!(text.matches(".serve_with").count(), text.matches(".incoming()").count(), "{}", path.display());
+        }
+    }
+    assert!(files > 50, "only {files} files were read");
+}

@@ -8,6 +8,8 @@ mod hellos;
 mod panics;
 #[path = "harness/stage.rs"]
 mod stage;
+#[path = "frames/stuck.rs"]
+mod stuck;
 mod support;
 #[path = "frames/units.rs"]
 mod units;

@@ -298,6 +298,26 @@ fn rows_fill_a_microbatch_before_another_one_opens() {
 }
 
 #[test]
+fn rows_that_fill_every_microbatch_are_divided_equally_and_none_waits() {
+    let limits = Limits { slots: 256, kv_positions: 100_000, queue: 256, pools: 1, rows: 16 };
+    for (units, pools, share) in [(200, 1, 100), (201, 1, 101), (200, 3, 50), (33, 1, 17)] {
+        let mut scheduler = Scheduler::new(Limits { pools, ..limits });
+        let (mut toy, mut dice) = (Toy::default(), Dice(units));
+        (1..=units).for_each(|id| drop(scheduler.step(Event::Submit(Box::new(text(id, 1, 40))))));
+        let mut flying: VecDeque<FrameBody> = sent(&scheduler.step(Event::PipelineUp)).into_iter().cloned().collect();
+        for step in 0..60 {
+            assert_eq!(flying.len(), pools + 1, "{units} units, step {step}");
+            let sizes: Vec<_> = flying.iter().map(|body| body.units.len()).collect();
+            assert_eq!(sizes.iter().sum::<usize>() as u64, units, "step {step}: a unit waits");
+            let even = sizes.iter().all(|size| (share - pools..=share).contains(size));
+            assert!(even, "{units} units, step {step}: {sizes:?}");
+            let result = toy.apply(&flying.pop_front().unwrap(), &mut dice);
+            flying.extend(sent(&scheduler.step(Event::Result(result))).into_iter().cloned());
+        }
+    }
+}
+
+#[test]
 fn a_long_prompt_delays_a_running_picture_by_one_chunk_at_most() {
     let mut scheduler = Scheduler::new(Limits { slots: 4, kv_positions: 10_000, queue: 4, pools: 1, rows: 16 });
     let mut toy = Toy::default();

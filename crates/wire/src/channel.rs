@@ -1,9 +1,14 @@
 //! Client channels.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
@@ -23,6 +28,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Error::Address`], [`Error::Connect`].
 pub async fn connect(address: &str, security: &Security) -> Result<Channel, Error> {
+    connect_until(address, security, CancellationToken::new()).await
+}
+
+/// As [`connect`], over a connection that is cut at once when `over` is cancelled.
+///
+/// Dropping a channel does not end a stream whose peer has stopped reading: what waits for its window keeps the connection
+/// for as long as the peer lives. So whoever must be able to leave such a peer cuts the connection.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_until(address: &str, security: &Security, over: CancellationToken) -> Result<Channel, Error> {
     let bad = |reason: String| Error::Address { address: address.to_owned(), reason };
     let url = match address.contains("://") {
         true => address.to_owned(),
@@ -42,7 +58,10 @@ pub async fn connect(address: &str, security: &Security) -> Result<Channel, Erro
     if let Some(tls) = security.client() {
         endpoint = endpoint.tls_config(tls).map_err(|e| bad(format!("TLS: {e}")))?;
     }
-    let connector = service_fn(|uri: Uri| async move { dial(&uri).await.map(TokioIo::new) });
+    let connector = service_fn(move |uri: Uri| {
+        let over = over.clone();
+        async move { dial(&uri).await.map(|stream| TokioIo::new(Cut::new(stream, over))) }
+    });
     endpoint.connect_with_connector(connector).await.map_err(|e| {
         let mut reason = e.to_string();
         let mut source = std::error::Error::source(&e);
@@ -54,8 +73,61 @@ pub async fn connect(address: &str, security: &Security) -> Result<Channel, Erro
     })
 }
 
+/// A socket that fails once its token is cancelled.
+struct Cut {
+    stream: TcpStream,
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Cut {
+    fn new(stream: TcpStream, over: CancellationToken) -> Self {
+        Cut { stream, over: Box::pin(over.cancelled_owned()) }
+    }
+
+    /// A connection always reads, so this is where it wakes and ends.
+    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        match self.over.as_mut().poll(context) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "what this connection was for is over")),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for Cut {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check(context)?;
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Cut {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 /// A socket to the host and port of `uri`.
-pub(crate) async fn dial(uri: &Uri) -> std::io::Result<TcpStream> {
+pub(crate) async fn dial(uri: &Uri) -> io::Result<TcpStream> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let stream = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
     no_delay(&stream)?;
@@ -63,10 +135,36 @@ pub(crate) async fn dial(uri: &Uri) -> std::io::Result<TcpStream> {
 }
 
 /// Sets TCP_NODELAY and reads it back: without it a small frame waits some 40 ms for an acknowledgement.
-pub(crate) fn no_delay(stream: &TcpStream) -> std::io::Result<()> {
+pub(crate) fn no_delay(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     match stream.nodelay()? {
         true => Ok(()),
-        false => Err(std::io::Error::other("TCP_NODELAY did not take")),
+        false => Err(io::Error::other("TCP_NODELAY did not take")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn a_connection_is_cut_when_it_is_over_whatever_its_peer_does() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let (dialled, accepted) = tokio::join!(dial(&uri), listener.accept());
+        let over = CancellationToken::new();
+        let (mut ours, mut theirs) = (Cut::new(dialled.unwrap(), over.clone()), accepted.unwrap().0);
+        ours.write_all(b"to").await.unwrap();
+        theirs.write_all(b"fro").await.unwrap();
+        let (mut to, mut fro) = ([0; 2], [0; 3]);
+        theirs.read_exact(&mut to).await.unwrap();
+        ours.read_exact(&mut fro).await.unwrap();
+        assert_eq!((&to, &fro), (b"to", b"fro"));
+        let waiting = tokio::spawn(async move { ours.read_u8().await });
+        tokio::task::yield_now().await;
+        over.cancel();
+        assert_eq!(waiting.await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(theirs.read(&mut to).await.unwrap(), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Frames sealed and opened: one checksum over what is said and the numbers that come with it.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
 
 use crate::Error;
@@ -34,9 +34,10 @@ fn checksum(body: &[u8], activations: &[u8]) -> u32 {
 
 /// Rows as little-endian bytes: lossless.
 pub fn to_bytes(rows: &[f32]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(4 * rows.len());
-    rows.iter().for_each(|x| bytes.put_f32_le(*x));
-    bytes.freeze()
+    // One copy that the compiler makes a wide one; pushing numbers one by one took longer than sending them.
+    let mut bytes = vec![0; 4 * rows.len()];
+    bytes.as_chunks_mut::<4>().0.iter_mut().zip(rows).for_each(|(four, x)| *four = x.to_le_bytes());
+    bytes.into()
 }
 
 /// Appends the rows in `bytes` to `rows`.

@@ -12,7 +12,7 @@ mod listener;
 mod security;
 pub mod status;
 
-pub use channel::connect;
+pub use channel::{connect, connect_until};
 pub use error::Error;
 pub use hello::Identity;
 pub use listener::{Incoming, Listener, server};

@@ -9,7 +9,8 @@ impl Scheduler {
     /// Sends microbatches while there are units that are not in flight and room for another one.
     ///
     /// Each microbatch reads every weight again, so rows fill a microbatch (up to `limits.rows`) before another one
-    /// opens, and there are never more than the pools plus one; open ones are kept equal in rows.
+    /// opens, and there are never more than the pools plus one. Open ones are kept equal in rows; when all are open, they
+    /// grow beyond `limits.rows` together.
     pub(super) fn send(&mut self, actions: &mut Vec<Action>) {
         loop {
             let rows: usize = self.active.values().map(|u| u.spec.rows()).sum();

@@ -31,7 +31,9 @@ pub struct Limits {
     pub queue: usize,
     /// Distinct compute pools in the pipeline: one more microbatch than these is in flight.
     pub pools: usize,
-    /// Decode rows that fill a microbatch before another one opens.
+    /// Decode rows that fill a microbatch before another one opens. No bound: when all of them are open (`pools` + 1),
+    /// rows are divided equally among them, however many there are, because a microbatch that has to wait for its turn
+    /// would read all weights once more and be none the earlier.
     pub rows: usize,
 }
 
