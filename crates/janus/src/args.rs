@@ -201,6 +201,9 @@ pub(crate) struct Bench {
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
+    /// Instruction set to compute with; every one gives the same bits [default: the best this machine has]
+    #[arg(long, value_name = "NAME", value_parser = instruction_set)]
+    pub(crate) isa: Option<janus_model::Isa>,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -329,6 +332,14 @@ fn count(text: &str) -> Result<usize, String> {
 
 fn threads(text: &str) -> Result<usize, String> {
     up_to(MAX_THREADS, text)
+}
+
+fn instruction_set(text: &str) -> Result<janus_model::Isa, String> {
+    let available = janus_model::Isa::available();
+    available.iter().copied().find(|isa| isa.name() == text).ok_or_else(|| {
+        let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
+        format!("this machine has {}", names.join(", "))
+    })
 }
 
 fn not_negative(text: &str) -> Result<f32, String> {

@@ -8,7 +8,9 @@ use std::time::Instant;
 use janus_model::llama::{Embeddings, Heads, LlamaRange, Span};
 use janus_model::siglip::VisionEncoder;
 use janus_model::vq::{VqDecoder, WINOGRAD};
-use janus_model::{Checkpoint, ImageSampling, KvDtype, Pool, WeightFormat, guidance, measure, sampling::sample};
+use janus_model::{
+    Checkpoint, ImageSampling, KvDtype, Pool, WeightFormat, force_isa, guidance, isa, measure, sampling::sample,
+};
 use janus_spec::ModelSpec;
 use serde::Serialize;
 
@@ -58,6 +60,7 @@ pub(crate) fn run(args: Bench) -> Outcome {
             args.stages, checkpoint.spec.llm.layers
         )));
     }
+    force_isa(args.isa);
     let pool = Arc::new(Pool::new(args.threads.unwrap_or_else(janus_model::default_threads)));
     let weights = args.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
     let kv = KvDtype::from(args.kv);
@@ -76,7 +79,8 @@ pub(crate) fn run(args: Bench) -> Outcome {
     if !args.json {
         let threads = bench.pool.threads();
         output::print_line(&format!(
-            "{arch}: {threads} threads, reads {:.1} GB/s, multiplies and adds {:.0} GFLOP/s, {}",
+            "{arch}: {threads} threads, {}, reads {:.1} GB/s, multiplies and adds {:.0} GFLOP/s, {}",
+            isa().name(),
             bench.read,
             bench.peak,
             janus_worker::cpu_numerics(weights, kv)
