@@ -49,6 +49,12 @@ pub(crate) struct Here {
     /// Pipeline stages to spread the layers over
     #[arg(long, allow_hyphen_values = true, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub(crate) stages: usize,
+    /// Weight format of the language model; towers and tables stay as stored under q8 and q4 [default: as stored]
+    #[arg(long, value_enum)]
+    pub(crate) weights: Option<Weights>,
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(crate) kv: Kv,
 }
 
 /// Where to compute; shared by every verb that computes.
@@ -57,7 +63,7 @@ pub(crate) struct Compute {
     #[command(flatten)]
     pub(crate) here: Here,
     /// Ask a coordinator that runs elsewhere; several addresses are tried in turn
-    #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["model", "threads", "stages"])]
+    #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["model", "threads", "stages", "weights", "kv"])]
     pub(crate) endpoint: Option<String>,
 }
 
@@ -277,6 +283,8 @@ pub(crate) enum Phase {
     Siglip,
     VqDecode,
     Sample,
+    Hop,
+    Picture,
 }
 
 #[derive(Debug, Args)]
