@@ -41,6 +41,14 @@ impl Stage for Deaf {
     async fn configure(&self, _: Request<ConfigureRequest>) -> Result<Response<v1::ConfigureResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn prepare(&self, _: Request<v1::PrepareRequest>) -> Result<Response<v1::PrepareResponse>, Status> {
+        Ok(Response::new(v1::PrepareResponse::default()))
+    }
+
+    async fn logs(&self, _: Request<v1::LogsRequest>) -> Result<Response<v1::LogsResponse>, Status> {
+        Ok(Response::new(v1::LogsResponse::default()))
+    }
+
     async fn put_features(&self, _: Request<v1::PutFeaturesRequest>) -> Result<Response<v1::PutFeaturesResponse>, Status> {
         Err(Status::unimplemented(""))
     }

@@ -63,6 +63,12 @@ pub(crate) struct Here {
     /// Pipeline stages to spread the layers over
     #[arg(long, allow_hyphen_values = true, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub(crate) stages: usize,
+    /// Weight format of the language model; towers and tables stay as stored under q8 and q4 [default: as stored]
+    #[arg(long, value_enum)]
+    pub(crate) weights: Option<Weights>,
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(crate) kv: Kv,
 }
 
 /// Where to compute; shared by every verb that computes.
@@ -71,7 +77,7 @@ pub(crate) struct Compute {
     #[command(flatten)]
     pub(crate) here: Here,
     /// Ask a coordinator that runs elsewhere; several addresses are tried in turn
-    #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["model", "threads", "stages"])]
+    #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["model", "threads", "stages", "weights", "kv"])]
     pub(crate) endpoint: Option<String>,
 }
 
@@ -124,6 +130,12 @@ pub(crate) struct Coordinator {
     /// Checkpoint directory, or `shapes`; the same as the workers'
     #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
     pub(crate) model: String,
+    /// Weight format of the language model, the same on every node [default: as stored]
+    #[arg(long, value_enum)]
+    pub(crate) weights: Option<Weights>,
+    /// Element type of the KV cache, the same on every node
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(crate) kv: Kv,
     /// Where clients connect
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub(crate) listen: String,
@@ -171,6 +183,12 @@ pub(crate) struct Worker {
     /// Checkpoint directory, or `shapes`; it reads only what it is asked to hold
     #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
     pub(crate) model: String,
+    /// Weight format of the language model, the same on every node [default: as stored]
+    #[arg(long, value_enum)]
+    pub(crate) weights: Option<Weights>,
+    /// Element type of the KV cache, the same on every node
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(crate) kv: Kv,
     /// Where others connect
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     pub(crate) listen: String,
@@ -396,6 +414,9 @@ pub(crate) struct Bench {
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
+    /// Instruction set to compute with; every one gives the same bits [default: the best this machine has]
+    #[arg(long, value_name = "NAME", value_parser = instruction_set)]
+    pub(crate) isa: Option<janus_model::Isa>,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -431,6 +452,18 @@ pub(crate) enum Weights {
     Q8,
     Q4,
     F32,
+}
+
+impl Weights {
+    pub(crate) fn name(self) -> &'static str {
+        janus_model::WeightFormat::from(self).name()
+    }
+}
+
+impl Kv {
+    pub(crate) fn name(self) -> &'static str {
+        janus_model::KvDtype::from(self).name()
+    }
 }
 
 impl From<Weights> for janus_model::WeightFormat {
@@ -469,6 +502,8 @@ pub(crate) enum Phase {
     Siglip,
     VqDecode,
     Sample,
+    Hop,
+    Picture,
 }
 
 #[derive(Debug, Args)]
@@ -533,6 +568,14 @@ fn count(text: &str) -> Result<usize, String> {
 
 fn threads(text: &str) -> Result<usize, String> {
     up_to(MAX_THREADS, text)
+}
+
+fn instruction_set(text: &str) -> Result<janus_model::Isa, String> {
+    let available = janus_model::Isa::available();
+    available.iter().copied().find(|isa| isa.name() == text).ok_or_else(|| {
+        let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
+        format!("this machine has {}", names.join(", "))
+    })
 }
 
 fn not_negative(text: &str) -> Result<f32, String> {

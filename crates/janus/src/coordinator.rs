@@ -39,7 +39,8 @@ pub(crate) fn run(args: Args) -> Outcome {
         let address = args.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
         let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
-        let (weights, kv) = (checkpoint.native_format(), KvDtype::F32);
+        let weights = args.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
+        let kv = KvDtype::from(args.kv);
         let identity = Identity {
             cluster: args.store.cluster.clone(),
             numerics: janus_worker::cpu_numerics(weights, kv),

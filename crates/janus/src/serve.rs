@@ -3,7 +3,7 @@
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
-use janus_model::{Checkpoint, KvDtype};
+use janus_model::{Checkpoint, KvDtype, WeightFormat};
 
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
@@ -21,8 +21,8 @@ pub(crate) fn run(args: Serve) -> Outcome {
         model: args.here.model,
         stages: args.here.stages,
         threads: args.here.threads,
-        weights: None,
-        kv: KvDtype::F32,
+        weights: args.here.weights.map(WeightFormat::from),
+        kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,
     };
     session::runtime()?.block_on(async {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use janus_model::{Checkpoint, KvDtype};
+use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::{self, RequestHeader, chat_event, generate_image_event};
 use janus_wire::{MAX_CLIENT_MESSAGE, Security};
@@ -93,9 +93,8 @@ impl From<Failure> for Ended {
 impl Session {
     /// Connects, or starts a cluster in this process that loads `needs` now.
     pub(crate) fn open(compute: &Compute, needs: Needs) -> Outcome<Self> {
-        let runtime = runtime()?;
-        let (address, local) = match &compute.endpoint {
-            Some(endpoint) => (endpoint.clone(), None),
+        match &compute.endpoint {
+            Some(endpoint) => Self::connect(runtime()?, endpoint, None),
             None => {
                 let checkpoint = Checkpoint::open(checkpoint::files(&compute.here.model)?)?;
                 let options = Options {
@@ -103,14 +102,24 @@ impl Session {
                     model: compute.here.model.clone(),
                     stages: compute.here.stages,
                     threads: compute.here.threads,
-                    weights: None,
-                    kv: KvDtype::F32,
+                    weights: compute.here.weights.map(WeightFormat::from),
+                    kv: KvDtype::from(compute.here.kv),
                     needs,
                 };
-                let local = runtime.block_on(Local::start(checkpoint, options))?;
-                (local.address.to_string(), Some(local))
+                Self::start(checkpoint, options)
             }
-        };
+        }
+    }
+
+    /// Starts a cluster in this process.
+    pub(crate) fn start(checkpoint: Checkpoint, options: Options) -> Outcome<Self> {
+        let runtime = runtime()?;
+        let local = runtime.block_on(Local::start(checkpoint, options))?;
+        let address = local.address.to_string();
+        Self::connect(runtime, &address, Some(local))
+    }
+
+    fn connect(runtime: Runtime, address: &str, local: Option<Local>) -> Outcome<Self> {
         let mut endpoints: Vec<String> =
             address.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect();
         let (client, model) = runtime.block_on(connect(&mut endpoints))?;

@@ -186,6 +186,10 @@ fn workers(args: &Up, exe: &Path, url: &str) -> Vec<Part> {
         flag("--ttl", args.ttl.to_string());
         flag("--model", args.here.model.clone());
         flag("--memory", memory.to_string());
+        flag("--kv", args.here.kv.name().to_owned());
+        if let Some(weights) = args.here.weights {
+            flag("--weights", weights.name().to_owned());
+        }
         if let Some(threads) = args.here.threads {
             flag("--threads", threads.to_string());
         }
@@ -219,6 +223,10 @@ fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr)
         ("--spares", args.spares.to_string()),
     ];
     command.extend(flags.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]));
+    command.extend(["--kv".into(), args.here.kv.name().into()]);
+    if let Some(weights) = args.here.weights {
+        command.extend(["--weights".into(), weights.name().into()]);
+    }
     if args.insecure {
         command.push("--insecure".into());
     }

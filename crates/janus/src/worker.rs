@@ -68,8 +68,8 @@ impl Running {
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let address = args.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.name.clone().unwrap_or_else(|| format!("worker-{}", listener.address().port()));
-        let weights = checkpoint.native_format();
-        let kv = KvDtype::F32;
+        let weights = args.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
+        let kv = KvDtype::from(args.kv);
         let pool = Arc::new(Pool::new(args.threads.unwrap_or_else(janus_model::default_threads)));
         let (digest, _) = checkpoint.digests(pool.threads())?;
         let identity = Identity {

@@ -48,8 +48,10 @@ pub(crate) trait Lanes: Copy {
             }
         }
     }
-    /// Asks for the cache line at `from`, which need not be valid.
+    /// Asks for the cache line at `from`, which need not be valid, in the first-level cache.
     unsafe fn prefetch(from: *const u8);
+    /// Asks for it in the second-level cache, which has room for more requests under way than the first.
+    unsafe fn prefetch_far(from: *const u8);
 }
 
 /// Eight lanes in plain Rust: the path of [`Isa::Scalar`](crate::Isa).
@@ -126,6 +128,8 @@ impl Lanes for ScalarLanes {
     }
     #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_far(_from: *const u8) {}
 }
 
 /// Defines `unsafe fn name(isa, args)`, which calls `body::<L>(args)` compiled for the lanes of `isa`.

@@ -43,9 +43,10 @@ pub struct VisionTrace {
 }
 
 impl VisionEncoder {
-    /// Loads tower and aligner, weights packed as `format`.
+    /// Loads tower and aligner, weights packed as `format` unless it is a quantised one.
     pub fn load(checkpoint: &Checkpoint, format: WeightFormat) -> Result<Self> {
         let spec = checkpoint.spec.vision.clone();
+        let format = checkpoint.unquantised(format);
         let root = "model.vision_model";
         let (width, eps) = (spec.width, spec.layer_norm_eps);
         let patches = Linear::load(

@@ -1,14 +1,12 @@
 //! One head of attention for a few rows that share keys: scores, softmax weights and the weighted sum of values, the two
 //! products as register tiles.
 
+use crate::gemm::AHEAD;
 use crate::gemm::arrange::interleave;
 use crate::gemm::tile::{Bf16Step, F32Step, MOST, Step, Tile, narrow, wide};
 use crate::math;
 use crate::packed::PANEL;
 use crate::simd::{Lanes, lanes_fn};
-
-/// How far ahead of the current step to prefetch, in bytes.
-const AHEAD: usize = 4096;
 
 /// Keys and values of one head in panels: keys as panels of 32 keys x `dim` steps, one after the other; values as panels
 /// of 32 dimensions, steps by key, `value_panel` bytes apart.

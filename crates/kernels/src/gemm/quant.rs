@@ -5,13 +5,11 @@
 mod dot;
 
 use self::dot::Dot;
+use super::{AHEAD, BEYOND};
 use crate::isa::simd_fn;
 use crate::math;
 use crate::packed::{BLOCK, PANEL, Packed, Q4_BLOCK, Q8_BLOCK, SCALES, WeightFormat};
 use crate::simd::lanes_fn;
-
-/// How far ahead of the current block to prefetch, in bytes.
-const AHEAD: usize = 4096;
 
 /// Quantised rows, block by block: 32 codes, the scale, and the sum of the codes for each row.
 #[derive(Clone, Copy)]
@@ -170,6 +168,18 @@ unsafe fn rows_of<L: Dot, const Q4: bool>(
     }
 }
 
+/// Asks for the line at `at`, and for one further on if this one is `ahead` itself.
+#[inline(always)]
+unsafe fn fetch<L: Dot>(at: *const u8, ahead: usize) {
+    // SAFETY: forwarded.
+    unsafe {
+        L::prefetch(at);
+        if ahead > 0 {
+            L::prefetch_far(at.wrapping_add(BEYOND));
+        }
+    }
+}
+
 /// `R` rows times `V` vectors of outputs from `vector` on.
 #[inline(always)]
 unsafe fn tile<L: Dot, const R: usize, const V: usize, const Q4: bool>(
@@ -185,13 +195,13 @@ unsafe fn tile<L: Dot, const R: usize, const V: usize, const Q4: bool>(
         let weights = block.add(SCALES + vector * L::N * 4);
         let x = codes.codes.add(at * BLOCK);
         let mut acc = [[L::start(); V]; R];
-        L::prefetch(block.wrapping_add(ahead));
+        fetch::<L>(block.wrapping_add(ahead), ahead);
         if Q4 {
             for double in 0..BLOCK / 8 {
                 for v in 0..V {
                     let at = (double * PANEL + v * L::N) * 4;
                     if v * L::N % 16 == 0 {
-                        L::prefetch(weights.wrapping_add(ahead + at));
+                        fetch::<L>(weights.wrapping_add(ahead + at), ahead);
                     }
                     let (low, high) = L::nibbles(weights.add(at));
                     for r in 0..R {
@@ -206,7 +216,7 @@ unsafe fn tile<L: Dot, const R: usize, const V: usize, const Q4: bool>(
                 for v in 0..V {
                     let at = (four * PANEL + v * L::N) * 4;
                     if v * L::N % 16 == 0 {
-                        L::prefetch(weights.wrapping_add(ahead + at));
+                        fetch::<L>(weights.wrapping_add(ahead + at), ahead);
                     }
                     let w = L::bytes(weights.add(at));
                     for r in 0..R {

@@ -1,5 +1,6 @@
 //! The inner loop: `R` rows times up to 32 outputs, accumulators in registers, one step of `k` at a time.
 
+use super::BEYOND;
 use crate::packed::PANEL;
 use crate::simd::Lanes;
 
@@ -112,6 +113,8 @@ impl Cut {
     }
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Most rows any tile has.
 pub(crate) const MOST: usize = 8;
 
@@ -140,6 +143,11 @@ unsafe fn run<L: Lanes, W: Step, const R: usize, const P: usize, const PACKED: b
         let mut fetch = tile.fetch;
         for _ in 0..tile.k {
             L::prefetch(fetch);
+            L::prefetch_far(fetch.wrapping_add(BEYOND));
+            if W::BYTES > LINE && !PACKED {
+                L::prefetch(fetch.wrapping_add(LINE));
+                L::prefetch_far(fetch.wrapping_add(LINE + BEYOND));
+            }
             fetch = fetch.wrapping_add(tile.fetch_step);
             for p in 0..P {
                 let (low, high) = W::pair::<L>(w, pair + p);

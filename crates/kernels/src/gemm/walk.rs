@@ -2,6 +2,7 @@
 //! at its own speed, each weight read once; with many, the panel's block and the rows stay in cache and arithmetic is
 //! the limit. Weights are widened in registers either way.
 
+use super::AHEAD;
 use super::tile::{Bf16Step, Cut, F32Step, Step, Tile, narrow, split, wide};
 use crate::packed::{PANEL, Packed, WeightFormat};
 use crate::simd::{Lanes, lanes_fn};
@@ -9,8 +10,6 @@ use crate::simd::{Lanes, lanes_fn};
 /// Steps of `k` done for all rows before the next when there are several groups of rows, or one: a block of weights and
 /// the next one, being prefetched, stay in the first-level cache.
 const BLOCK_K: (usize, usize) = (128, 64);
-/// How far ahead of the current step to prefetch when one pass does, in bytes.
-const AHEAD: usize = 4096;
 
 /// A product over `rows` rows in `x`, [arranged](super::arrange); `out` and `residual` row-major, `w.n()` long; `bias`
 /// `w.n()` long. `bias` and `residual` may be null.
@@ -47,9 +46,11 @@ unsafe fn walk_with<L: Lanes>(job: &Job<'_>, first: usize, last: usize) {
 unsafe fn steps<L: Lanes, W: Step>(job: &Job<'_>, first: usize, last: usize) {
     let (n, k) = (job.w.n(), job.w.k());
     let single = job.rows <= L::WIDE_ROWS;
+    // Also one pass: a group that fits the registers with a whole panel.
+    let once = single || (job.rows <= L::ROWS && PANEL / 2 / L::N == L::NARROW);
     let (groups, large, of_large) = split(job.rows, L::ROWS);
     let block = match groups {
-        _ if single => k.max(1),
+        _ if once => k.max(1),
         1 => BLOCK_K.1,
         _ => BLOCK_K.0,
     };
@@ -64,7 +65,7 @@ unsafe fn steps<L: Lanes, W: Step>(job: &Job<'_>, first: usize, last: usize) {
             let done = start + steps == k;
             // Each group's pass asks for its share of what comes next, so that memory is busy throughout.
             let fetch_step = W::BYTES / groups;
-            let mut fetch = weights.wrapping_add(start * W::BYTES + if single { AHEAD } else { block * W::BYTES });
+            let mut fetch = weights.wrapping_add(start * W::BYTES + if once { AHEAD } else { block * W::BYTES });
             let mut row = 0;
             for group in 0..groups {
                 let rows = if group < of_large { large } else { large - 1 };

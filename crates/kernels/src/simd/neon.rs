@@ -55,4 +55,6 @@ impl Lanes for float32x4_t {
     }
     #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_far(_from: *const u8) {}
 }

@@ -25,9 +25,10 @@ pub struct Embeddings {
 }
 
 impl Embeddings {
-    /// Loads both tables and the generation aligner; the text table stays in its stored precision.
+    /// Loads both tables and the generation aligner; the text table stays in its stored precision, and the aligner is never quantised.
     pub fn load(checkpoint: &Checkpoint, format: WeightFormat) -> Result<Self> {
         let spec = &checkpoint.spec;
+        let format = checkpoint.unquantised(format);
         let (vocab, hidden) = (spec.llm.vocab, spec.llm.hidden);
         let name = "model.language_model.embed_tokens.weight";
         let tokens = match checkpoint.dtype_of(name) {

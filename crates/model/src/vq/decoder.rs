@@ -40,6 +40,7 @@ impl VqDecoder {
     /// comparing what comes out.
     pub fn load(checkpoint: &Checkpoint, format: WeightFormat, winograd: bool) -> Result<Self> {
         let spec = &checkpoint.spec.vq;
+        let format = checkpoint.unquantised(format);
         let root = "model.vqmodel.decoder";
         let kind = ConvKind { format, winograd };
         let conv = |name: &str, channels, resize| Conv3::load(checkpoint, &format!("{root}.{name}"), channels, resize, kind);

@@ -40,6 +40,7 @@ impl VqEncoder {
     /// Loads encoder and codebook.
     pub fn load(checkpoint: &Checkpoint, format: WeightFormat) -> Result<Self> {
         let spec = &checkpoint.spec.vq;
+        let format = checkpoint.unquantised(format);
         let root = "model.vqmodel.encoder";
         let kind = ConvKind { format, winograd: false };
         let conv = |name: &str, channels, resize| Conv3::load(checkpoint, &format!("{root}.{name}"), channels, resize, kind);

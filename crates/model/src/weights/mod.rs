@@ -73,6 +73,15 @@ impl Checkpoint {
         }
     }
 
+    /// What everything but the language model's layers and heads is computed in when those are in `format`: towers,
+    /// aligners and tables are never quantised, they stay as stored.
+    pub fn unquantised(&self, format: WeightFormat) -> WeightFormat {
+        match format {
+            WeightFormat::Q8 | WeightFormat::Q4 => self.native_format(),
+            WeightFormat::F32 | WeightFormat::Bf16 => format,
+        }
+    }
+
     /// How the tensor is stored; `None` if it is absent.
     pub fn dtype_of(&self, name: &str) -> Option<Dtype> {
         self.find(name).and_then(|(_, entry)| entry.dtype.clone().ok())

@@ -2,13 +2,18 @@
 //!
 //! Weights are random unless `--model` names a checkpoint: speed does not depend on what they mean.
 
+mod hop;
+mod picture;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use janus_model::llama::{Embeddings, Heads, LlamaRange, Span};
 use janus_model::siglip::VisionEncoder;
 use janus_model::vq::{VqDecoder, WINOGRAD};
-use janus_model::{Checkpoint, ImageSampling, KvDtype, Pool, WeightFormat, guidance, measure, sampling::sample};
+use janus_model::{
+    Checkpoint, ImageSampling, KvDtype, Pool, WeightFormat, force_isa, guidance, isa, measure, sampling::sample,
+};
 use janus_spec::ModelSpec;
 use serde::Serialize;
 
@@ -25,7 +30,6 @@ const PREFILL: (usize, usize) = (576, 64);
 struct Report {
     read_gb_s: f64,
     fma_gflop_s: f64,
-    threads: usize,
     arch: String,
     numerics: String,
     results: Vec<Measurement>,
@@ -45,19 +49,18 @@ struct Measurement {
 }
 
 pub(crate) fn run(args: Bench) -> Outcome {
-    let checkpoint = match &args.model {
-        Some(model) => Checkpoint::open(checkpoint::files(model)?)?,
-        None => match spec(args.arch) {
-            Some(spec) => Checkpoint::random(spec, 1),
-            None => Checkpoint::open(checkpoint::files("shapes")?)?,
-        },
+    let source = match &args.model {
+        Some(model) => Weights::Files(model.clone()),
+        None => spec(args.arch).map_or_else(|| Weights::Files("shapes".to_owned()), |spec| Weights::Random(Box::new(spec))),
     };
+    let checkpoint = source.open()?;
     if args.stages > checkpoint.spec.llm.layers {
         return Err(Failure::mistake(format!(
             "--stages {}: the model has {} layers",
             args.stages, checkpoint.spec.llm.layers
         )));
     }
+    force_isa(args.isa);
     let pool = Arc::new(Pool::new(args.threads.unwrap_or_else(janus_model::default_threads)));
     let weights = args.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
     let kv = KvDtype::from(args.kv);
@@ -69,6 +72,7 @@ pub(crate) fn run(args: Bench) -> Outcome {
         kv,
         stages: args.stages,
         pool,
+        source,
         checkpoint,
         results: Vec::new(),
         json: args.json,
@@ -76,7 +80,8 @@ pub(crate) fn run(args: Bench) -> Outcome {
     if !args.json {
         let threads = bench.pool.threads();
         output::print_line(&format!(
-            "{arch}: {threads} threads, reads {:.1} GB/s, multiplies and adds {:.0} GFLOP/s, {}",
+            "{arch}: {threads} threads, {}, reads {:.1} GB/s, multiplies and adds {:.0} GFLOP/s, {}",
+            isa().name(),
             bench.read,
             bench.peak,
             janus_worker::cpu_numerics(weights, kv)
@@ -93,11 +98,16 @@ pub(crate) fn run(args: Bench) -> Outcome {
     if wants(Phase::VqDecode) {
         bench.vq_decode()?;
     }
+    if wants(Phase::Hop) {
+        bench.hop(&args.rows)?;
+    }
+    if wants(Phase::Picture) {
+        bench.pictures()?;
+    }
     if args.json {
         let report = Report {
             read_gb_s: bench.read,
             fma_gflop_s: bench.peak,
-            threads: bench.pool.threads(),
             arch,
             numerics: janus_worker::cpu_numerics(weights, kv),
             results: bench.results,
@@ -105,6 +115,26 @@ pub(crate) fn run(args: Bench) -> Outcome {
         output::print_json(&report)?;
     }
     Ok(())
+}
+
+/// Where weights come from; opened anew for a cluster, which owns its checkpoint.
+enum Weights {
+    Files(String),
+    Random(Box<ModelSpec>),
+}
+
+impl Weights {
+    fn open(&self) -> Outcome<Checkpoint> {
+        match self {
+            Weights::Files(model) => Ok(Checkpoint::open(checkpoint::files(model)?)?),
+            Weights::Random(spec) => {
+                let mut checkpoint = Checkpoint::random((**spec).clone(), 1);
+                // Words have to become ids somehow; which ids does not change the speed.
+                checkpoint.files = checkpoint::files("shapes")?;
+                Ok(checkpoint)
+            }
+        }
+    }
 }
 
 /// `None` for `shapes`, whose weights are here.
@@ -124,6 +154,7 @@ struct Runner {
     kv: KvDtype,
     stages: usize,
     pool: Arc<Pool>,
+    source: Weights,
     checkpoint: Checkpoint,
     results: Vec<Measurement>,
     json: bool,
@@ -257,7 +288,7 @@ impl Runner {
 
     fn siglip(&mut self) -> Outcome {
         let spec = self.checkpoint.spec.clone();
-        let tower = VisionEncoder::load(&self.checkpoint, self.tower_format())?;
+        let tower = VisionEncoder::load(&self.checkpoint, self.weights)?;
         let size = spec.vision.image_size;
         let pixels: Vec<f32> = (0..3 * size * size).map(|i| ((i * 7919) % 255) as f32 / 127.5 - 1.0).collect();
         let pool = self.pool.clone();
@@ -271,7 +302,7 @@ impl Runner {
 
     fn vq_decode(&mut self) -> Outcome {
         let spec = self.checkpoint.spec.clone();
-        let decoder = VqDecoder::load(&self.checkpoint, self.tower_format(), WINOGRAD)?;
+        let decoder = VqDecoder::load(&self.checkpoint, self.weights, WINOGRAD)?;
         let ids: Vec<u32> = (0..spec.image_tokens() as u32).map(|i| i * 31 % spec.vq.codebook as u32).collect();
         let pool = self.pool.clone();
         let milliseconds = best(|| decoder.decode(&pool, &ids).map(drop))?;
@@ -279,19 +310,54 @@ impl Runner {
         Ok(())
     }
 
-    /// Convolutions are not quantised.
-    fn tower_format(&self) -> WeightFormat {
-        match self.weights {
-            WeightFormat::F32 => WeightFormat::F32,
-            _ => WeightFormat::Bf16,
+    /// Frames of a step's rows between two stages: the median and, with context 99, the 99th percentile.
+    fn hop(&mut self, rows: &[usize]) -> Outcome {
+        let hidden = self.checkpoint.spec.llm.hidden;
+        for &rows in rows {
+            let rows = rows.next_multiple_of(2);
+            let (median, late) = hop::hop(hidden, rows)?;
+            self.record("hop", rows, 50, median, 4 * rows * hidden, 0);
+            self.record("hop", rows, 99, late, 4 * rows * hidden, 0);
         }
+        Ok(())
+    }
+
+    /// One whole picture, and four at once: the floor is that of their steps and of their decoding.
+    fn pictures(&mut self) -> Outcome {
+        let setting =
+            picture::Setting { stages: self.stages, threads: self.pool.threads(), weights: self.weights, kv: self.kv };
+        let counts = [1, 4];
+        let measured = picture::pictures(self.source.open()?, &setting, &counts)?;
+        let spec = self.checkpoint.spec.clone();
+        let (layer, head) = (spec.llm.layer_parameters() as usize * spec.llm.layers, head_parameters(&spec));
+        let tokens = spec.image_tokens();
+        let per_weight = match self.weights {
+            WeightFormat::F32 => 4.0,
+            WeightFormat::Bf16 => 2.0,
+            WeightFormat::Q8 => 1.0 + 2.0 / 32.0,
+            WeightFormat::Q4 => 0.5 + 2.0 / 32.0,
+        };
+        for (n, (milliseconds, prompt)) in counts.into_iter().zip(measured) {
+            let (rows, context) = (2 * n as usize, prompt + tokens);
+            let weights = ((layer + head) as f64 * per_weight) as usize * tokens;
+            let memory = spec.kv_bytes_per_position(self.kv.size()) as usize * rows * tokens * (prompt + context) / 2;
+            let flops = 2 * (layer + head) * rows * tokens
+                + 2 * layer * 2 * prompt
+                + 2 * spec.llm.layers * spec.llm.heads * spec.llm.head_dim * (prompt + context) * tokens * rows
+                + decoder_flops(&spec) * n as usize;
+            self.record("picture", rows, context, milliseconds, weights + memory, flops);
+        }
+        Ok(())
     }
 
     fn record(&mut self, phase: &'static str, rows: usize, context: usize, ms: f64, bytes: usize, flops: usize) {
         let floor_ms = (bytes as f64 / self.read / 1e6).max(flops as f64 / self.peak / 1e6);
         let result = Measurement {
             phase,
-            weights: self.weights.name(),
+            weights: match phase {
+                "siglip" | "vq_decode" => self.checkpoint.unquantised(self.weights).name(),
+                _ => self.weights.name(),
+            },
             rows,
             context,
             stages: self.stages,
