@@ -512,6 +512,15 @@ impl Conductor {
             return;
         }
         let busy: BTreeSet<String> = self.pipelines.iter().flat_map(|p| p.nodes().cloned().collect::<Vec<_>>()).collect();
+        // Who leaves waits until it is told that its layers have another place.
+        let leaving = |m: &&Member| m.draining && m.layers.is_some() && !busy.contains(&m.id);
+        let leaving: Vec<String> = self.members.values().filter(leaving).map(|m| m.id.clone()).collect();
+        for node in leaving {
+            if self.preloaded.get(&node).is_none_or(|(layers, _)| !layers.is_empty()) {
+                self.preloaded.insert(node.clone(), (0..0, false));
+                actions.push(Action::Load(node, 0..0, self.fence << 32));
+            }
+        }
         let free = |m: &&Member| {
             m.roles.contains(&Role::Stage)
                 && self.fits(m)
