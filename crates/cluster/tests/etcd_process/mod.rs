@@ -164,9 +164,15 @@ impl Etcd {
         }
     }
 
-    /// SIGSTOP: connected, and silent.
+    /// SIGSTOP: connected, and silent from the moment this returns.
     pub fn freeze(&self) {
-        signal("STOP", self.child.as_ref().expect("it runs"));
+        let child = self.child.as_ref().expect("it runs");
+        signal("STOP", child);
+        let started = Instant::now();
+        while !all_threads_stopped(child.id()) {
+            assert!(started.elapsed() < Duration::from_secs(10), "etcd does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// SIGCONT.
@@ -196,6 +202,16 @@ impl Drop for Etcd {
 fn signal(name: &str, child: &Child) {
     let status = Command::new("kill").args([&format!("-{name}"), "--", &format!("-{}", child.id())]).status();
     assert!(status.expect("kill runs").success() || name == "KILL", "kill -{name}");
+}
+
+/// The signal is sent before every thread has stopped.
+fn all_threads_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    threads.filter_map(Result::ok).all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // pid (name) state ...; the name may hold anything.
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 /// Waits until a store answers.
