@@ -13,6 +13,7 @@ mod generate;
 mod inspect;
 mod local;
 mod output;
+mod plan;
 mod serve;
 mod session;
 mod terminal;
@@ -58,6 +59,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Detokenize(args) => tokens::detokenize(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Serve(args) => serve::run(args),
+        Verb::Plan(args) => plan::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Eval(args) => eval::run(args),
     }
