@@ -384,6 +384,7 @@ fn every_flag_of_the_contract_is_in_the_help() {
         (&["tokenize"], &["--model", "--json", "--threads", "--stages"]),
         (&["detokenize"], &["--model", "-o", "--threads", "--stages"]),
         (&["inspect"], &["--model", "--json"]),
+        (&["plan"], &["--model", "--json"]),
         (&["eval", "shapes"], &["--json", "--threads", "--stages"]),
     ] {
         let run = janus(dir.path(), &[verb, &["--help"]].concat());

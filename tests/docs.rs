@@ -39,7 +39,7 @@ fn is_cheap(block: &str) -> bool {
 }
 
 /// A folder where `janus` and `cargo run --release --` are the program that is built already, and the published
-/// checkpoint that the documents speak of is the tiny one.
+/// checkpoint that the documents speak of is the tiny one. The repository's examples are where they are in it.
 fn desk() -> TempDir {
     let dir = tempdir().unwrap();
     let bin = dir.path().join("bin");
@@ -49,6 +49,7 @@ fn desk() -> TempDir {
     std::fs::write(bin.join("cargo"), cargo).unwrap();
     std::fs::set_permissions(bin.join("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
     symlink(tiny("original-bin"), dir.path().join("Janus-Pro-1B")).unwrap();
+    symlink(repository().join("deploy"), dir.path().join("deploy")).unwrap();
     dir
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use janus_coordinator::MAX_CFG_WEIGHT;
+use serde::Deserialize;
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
 const MAX_COUNT: usize = 1024;
@@ -45,6 +46,8 @@ pub(crate) enum Verb {
     /// Runs a program that ends with its parent
     #[command(hide = true)]
     Tether(Tether),
+    /// Say who would compute what in a cluster, and how fast it would be
+    Plan(Plan),
     /// Measure how fast this machine computes, phase by phase, against its own limits
     Bench(Bench),
     /// Measure how well a model paints and answers
@@ -389,6 +392,19 @@ pub(crate) struct Inspect {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// A file that describes the cluster (YAML; deploy/examples/three-nodes.yaml is one)
+    #[arg(value_name = "CLUSTER.yaml")]
+    pub(crate) cluster: PathBuf,
+    /// Take the sizes from this checkpoint instead of the file's model
+    #[arg(long, value_name = "DIR|shapes")]
+    pub(crate) model: Option<String>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// Which model's sizes to compute with, on random weights
     #[arg(long, value_enum, default_value = "janus-pro-1b")]
@@ -446,7 +462,8 @@ impl Arch {
 }
 
 /// Weight formats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Weights {
     Bf16,
     Q8,
@@ -478,7 +495,8 @@ impl From<Weights> for janus_model::WeightFormat {
 }
 
 /// Element types of the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Kv {
     Bf16,
     F32,

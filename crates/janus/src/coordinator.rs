@@ -8,7 +8,7 @@ use janus_coordinator::conduct::Wishes;
 use janus_coordinator::schedule::Limits;
 use janus_coordinator::{Front, Realm, Reign};
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
-use janus_spec::{ModelSpec, Tokenizer};
+use janus_spec::{KvStorage, ModelSpec, Tokenizer, WeightStorage};
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::{Identity, Listener, Security};
@@ -232,20 +232,23 @@ async fn follow_readiness(
 }
 
 /// What the planner counts.
-pub(crate) fn sizes(spec: &ModelSpec, weights: WeightFormat, kv: KvDtype) -> ModelSizes {
-    let parts = spec.parts();
-    let bytes = |parameters: u64| match weights {
-        WeightFormat::F32 => 4 * parameters,
-        WeightFormat::Bf16 => 2 * parameters,
-        // A byte or half of one, and a scale for each block of 32.
-        WeightFormat::Q8 => parameters * 9 / 8,
-        WeightFormat::Q4 => parameters * 5 / 8,
+fn sizes(spec: &ModelSpec, weights: WeightFormat, kv: KvDtype) -> ModelSizes {
+    let weights = match weights {
+        WeightFormat::F32 => WeightStorage::F32,
+        WeightFormat::Bf16 => WeightStorage::Bf16,
+        WeightFormat::Q8 => WeightStorage::Q8,
+        WeightFormat::Q4 => WeightStorage::Q4,
     };
+    let kv = match kv {
+        KvDtype::F32 => KvStorage::F32,
+        KvDtype::Bf16 => KvStorage::Bf16,
+    };
+    let sizes = spec.stage_sizes(weights, kv);
     ModelSizes {
-        layer_bytes: vec![bytes(parts.layer); spec.llm.layers],
-        embedding_bytes: bytes(parts.embedding + parts.gen_aligner) + 4 * parts.gen_embedding,
-        head_bytes: bytes(parts.lm_head + parts.gen_head) + 4 * parts.norm,
-        kv_bytes_per_position: spec.llm.kv_bytes(1, kv.size()),
+        layer_bytes: vec![sizes.layer; spec.llm.layers],
+        embedding_bytes: sizes.embeddings,
+        head_bytes: sizes.heads,
+        kv_bytes_per_position: sizes.kv_per_position,
         hidden: spec.llm.hidden,
         image_tokens: spec.image_tokens(),
     }

@@ -14,6 +14,7 @@ mod generate;
 mod inspect;
 mod local;
 mod output;
+mod plan;
 mod serve;
 mod session;
 mod status;
@@ -70,6 +71,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Status(args) => status::run(args),
         Verb::Drain(args) => status::drain(args),
         Verb::Tether(args) => up::tether(args),
+        Verb::Plan(args) => plan::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Eval(args) => eval::run(args),
     }

@@ -6,7 +6,7 @@
 //! - [`Files`]: where a checkpoint's files come from, a directory or bytes inside the binary.
 //! - [`ModelSpec`]: `config.json` and its companions in both layouts (deepseek-ai's original and the transformers port),
 //!   checked; what would change the maths and is not implemented is refused by name.
-//! - [`PartSizes`]: parameters of every part, for plans and for `janus inspect`.
+//! - [`PartSizes`]: parameters of every part, for `janus inspect`; [`StageSizes`]: bytes of what stages hold, for plans.
 //! - [`Tokenizer`]: text to ids and back, [`SpecialIds`] looked up by text, [`TextStream`] for streamed answers.
 //! - [`Message`], [`Prompt`], [`GenerationPrompt`]: the chat templates of each family.
 
@@ -26,7 +26,7 @@ mod validate;
 pub use error::Error;
 pub use files::Files;
 pub use prompt::{DEFAULT_SYSTEM_PROMPT, GenerationPrompt, Message, Part, Prompt, Role};
-pub use size::PartSizes;
+pub use size::{KvStorage, PartSizes, StageSizes, WeightStorage};
 pub use spec::{
     GenerationDefaults, ImageHeadSpec, Layout, LlamaSpec, ModelSpec, PreprocessSpec, ProjectorSpec, SiglipSpec, SizeRule,
     StoredDtype, VqSpec,

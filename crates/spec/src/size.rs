@@ -2,7 +2,80 @@
 
 use serde::Serialize;
 
-use crate::{ImageHeadSpec, LlamaSpec, ModelSpec, ProjectorSpec, SiglipSpec, VqSpec};
+use crate::{ImageHeadSpec, LlamaSpec, ModelSpec, ProjectorSpec, SiglipSpec, StoredDtype, VqSpec};
+
+/// Outputs and inputs of a block of quantised weights, and of a panel of others.
+const BLOCK: u64 = 32;
+
+/// How a stage keeps the weights of its linear layers in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightStorage {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// Signed 8-bit with a bf16 scale per 32 inputs.
+    Q8,
+    /// Signed 4-bit with a bf16 scale per 32 inputs.
+    Q4,
+}
+
+/// How a stage keeps keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvStorage {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+/// Bytes of what stages hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StageSizes {
+    /// Weights of one block.
+    pub layer: u64,
+    /// Weights that the first stage has besides: both embedding tables and the generation aligner.
+    pub embeddings: u64,
+    /// Weights that the last stage has besides: final norm, text head, image head.
+    pub heads: u64,
+    /// Keys and values of one position of one row in one block.
+    pub kv_per_position: u64,
+}
+
+impl WeightStorage {
+    /// Every one, the largest first.
+    pub const ALL: [WeightStorage; 4] = [WeightStorage::F32, WeightStorage::Bf16, WeightStorage::Q8, WeightStorage::Q4];
+
+    /// Bytes of a matrix. Outputs are padded to whole panels of 32, inputs of quantised ones to whole blocks of 32.
+    pub fn matrix_bytes(self, outputs: usize, inputs: usize) -> u64 {
+        let (panels, inputs) = ((outputs as u64).div_ceil(BLOCK), inputs as u64);
+        let scales = 2 * BLOCK;
+        panels
+            * match self {
+                WeightStorage::F32 => 4 * BLOCK * inputs,
+                WeightStorage::Bf16 => 2 * BLOCK * inputs,
+                WeightStorage::Q8 => (scales + BLOCK * BLOCK) * inputs.div_ceil(BLOCK),
+                WeightStorage::Q4 => (scales + BLOCK * BLOCK / 2) * inputs.div_ceil(BLOCK),
+            }
+    }
+
+    /// Bytes of a matrix and its bias, which is f32.
+    fn linear_bytes(self, outputs: usize, inputs: usize) -> u64 {
+        self.matrix_bytes(outputs, inputs) + 4 * outputs as u64
+    }
+}
+
+impl KvStorage {
+    /// Bytes of a value.
+    pub fn size(self) -> usize {
+        match self {
+            KvStorage::F32 => 4,
+            KvStorage::Bf16 => 2,
+        }
+    }
+}
 
 /// Parameters of each part. Tensors that inference never uses (SigLIP's pooling head) are not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -188,5 +261,28 @@ impl ModelSpec {
     /// Bytes of the KV cache of one position of one sequence, all blocks: 196,608 for the 1B models in bf16.
     pub fn kv_bytes_per_position(&self, bytes_per_value: usize) -> u64 {
         self.llm.kv_bytes(self.llm.layers, bytes_per_value)
+    }
+
+    /// Bytes of what stages hold when linear layers are kept as `weights` and the cache as `kv`. The text embedding stays
+    /// as it is stored, norms, biases and the table of codes are f32.
+    pub fn stage_sizes(&self, weights: WeightStorage, kv: KvStorage) -> StageSizes {
+        let (llm, head) = (&self.llm, &self.gen_head);
+        let (queries, keys) = (llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim);
+        let layer = weights.matrix_bytes(queries + 2 * keys, llm.hidden)
+            + weights.matrix_bytes(llm.hidden, queries)
+            + weights.matrix_bytes(2 * llm.intermediate, llm.hidden)
+            + weights.matrix_bytes(llm.hidden, llm.intermediate)
+            + 4 * 2 * llm.hidden as u64;
+        let stored = if self.dtype == StoredDtype::BF16 { 2 } else { 4 };
+        let aligner = &self.gen_aligner;
+        let embeddings = stored * (llm.vocab * llm.hidden) as u64
+            + 4 * (head.vocab * aligner.input) as u64
+            + weights.linear_bytes(aligner.hidden, aligner.input)
+            + (aligner.depth as u64).saturating_sub(1) * weights.linear_bytes(aligner.hidden, aligner.hidden);
+        let heads = 4 * llm.hidden as u64
+            + weights.matrix_bytes(llm.vocab, llm.hidden)
+            + weights.linear_bytes(head.embed, llm.hidden)
+            + weights.linear_bytes(head.vocab, head.embed);
+        StageSizes { layer, embeddings, heads, kv_per_position: llm.kv_bytes(1, kv.size()) }
     }
 }

@@ -45,6 +45,13 @@ pub(super) struct Candidate<'a> {
     pub(super) pool: usize,
 }
 
+impl Candidate<'_> {
+    /// Time of one layer.
+    pub(super) fn layer_ns(&self) -> u64 {
+        self.layer_ns
+    }
+}
+
 /// What a stage costs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StageCost {

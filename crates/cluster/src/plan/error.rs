@@ -38,7 +38,8 @@ pub enum Error {
     },
     /// More stages are asked for than nodes or layers exist.
     #[error(
-        "no plan: {wanted} stages were asked for, and {nodes} nodes of one numerics id may run the {layers} layers; add nodes or ask for fewer"
+        "no plan: {wanted} or more stages are needed, and there are {nodes} nodes of one numerics id that run stages and \
+         {layers} layers; add nodes or ask for fewer"
     )]
     TooFewNodes {
         /// Stages of all pipelines together.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::cost::Pool;
-use super::{Error, NodeId, NodeSpec, PipelinePlan, Plan, Problem, Result};
+use super::{Error, NodeId, NodeSpec, PipelinePlan, Plan, Problem, Result, StagePlan};
 
 /// Time of a step by its rows, relative to the step of two rows that nodes publish: `max(floor, per_row * rows)`, the
 /// time to read the weights or the time to compute with them, whichever is longer.
@@ -63,8 +63,19 @@ pub struct Estimate {
     pub pipelines: Vec<PipelineEstimate>,
     /// Pictures per hour of all of them, VQ decoding included.
     pub pictures_per_hour: f64,
-    /// Bytes of each node that has a stage.
-    pub memory: Vec<(NodeId, u64)>,
+    /// Memory of each node that has a stage.
+    pub memory: Vec<NodeMemory>,
+}
+
+/// Memory of a node with a stage, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeMemory {
+    /// Which node.
+    pub node: NodeId,
+    /// What its stage holds.
+    pub used_bytes: u64,
+    /// What it offers.
+    pub offered_bytes: u64,
 }
 
 /// What one node more would bring.
@@ -93,7 +104,13 @@ pub fn estimate(problem: &Problem, plan: &Plan, load: &Load) -> Estimate {
         sum
     };
     let stages = plan.pipelines.iter().flat_map(|p| &p.stages);
-    let memory = stages.map(|stage| (stage.node.clone(), stage.memory_bytes)).collect();
+    let offered = |id: &str| problem.nodes.iter().find(|node| node.id == id).map_or(0, |node| node.memory_bytes);
+    let memory = |stage: &StagePlan| NodeMemory {
+        node: stage.node.clone(),
+        used_bytes: stage.memory_bytes,
+        offered_bytes: offered(&stage.node),
+    };
+    let memory = stages.map(memory).collect();
     Estimate { pipelines, pictures_per_hour: painted, memory }
 }
 
@@ -165,8 +182,12 @@ fn pipeline_estimate(
     let room = problem.options.kv_positions / positions.max(1);
     let pictures = if problem.options.kv_positions == 0 { wanted } else { wanted.min(room) };
     let microbatches = pictures.clamp(1, pools.len() + 1);
-    let cost = load.cost(ROWS * pictures.max(1).div_ceil(microbatches) as f64);
-    let full_step_ms = (computing * cost + links).max(microbatches as f64 * pace_ms * cost);
+    // Microbatches are equal in rows, or differ by one picture.
+    let (each, larger) = (pictures.max(1) / microbatches, pictures.max(1) % microbatches);
+    let cost = |pictures: usize| load.cost(ROWS * pictures as f64);
+    let largest = cost(each + usize::from(larger > 0));
+    let all = larger as f64 * cost(each + 1) + (microbatches - larger) as f64 * cost(each);
+    let full_step_ms = (computing * largest + links).max(pace_ms * all);
     let (prompt, prompt_links) =
         if load.prompt_tokens == 0 { (0.0, 0.0) } else { (load.cost(ROWS * load.prompt_tokens as f64), links) };
     let decode = if load.decoders == 0 { load.vq_decode_ms } else { 0.0 };

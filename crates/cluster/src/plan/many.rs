@@ -4,18 +4,17 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::cost::Field;
-use super::order::{best_of, by_zone, pools_together, spaces};
-use super::partition::Aim;
-use super::pipelines::{Division, Score, busy, crossings, joint_rate, one, pace, rate};
+use super::order::{by_zone, pools_together, quick_pace};
+use super::pipelines::{Division, Score, busy, crossings, joint_rate, one, rate};
 use super::small::single;
 
 /// Most pipelines that are tried when the number is left open.
-const MOST_PIPELINES: usize = 16;
+const MOST_PIPELINES: usize = 8;
 /// Nodes of each pipeline.
 type Groups = Vec<Vec<usize>>;
 
 /// Rounds of moving nodes between pipelines.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 
 /// A good division among pipelines; `None` if none was found that fits.
 pub(super) fn divide(field: &Field<'_>, classes: &[(&str, Vec<usize>)]) -> Option<Division> {
@@ -24,23 +23,27 @@ pub(super) fn divide(field: &Field<'_>, classes: &[(&str, Vec<usize>)]) -> Optio
             let found = classes.iter().filter_map(|(_, nodes)| one(field, nodes));
             found.map(|(pace, layout)| single(pace, layout)).min_by_key(|division| division.score)
         }
-        Some(count) => divide_into(field, classes, count),
+        Some(count) => divide_into(&mut Paces::new(field), classes, count),
         None => {
             let nodes = classes.iter().map(|(_, nodes)| nodes.len()).sum::<usize>();
-            let all = (1..=nodes.min(MOST_PIPELINES)).filter_map(|count| divide_into(field, classes, count));
+            let mut paces = Paces::new(field);
+            let all = (1..=nodes.min(MOST_PIPELINES)).filter_map(|count| divide_into(&mut paces, classes, count));
             all.min_by_key(|division| division.score)
         }
     }
 }
 
 /// One pipeline after the other goes to the numerics id where it brings most; within an id, see [`cut`].
-fn divide_into(field: &Field<'_>, classes: &[(&str, Vec<usize>)], count: usize) -> Option<Division> {
-    let mut paces = Paces { field, known: BTreeMap::new() };
+fn divide_into(paces: &mut Paces<'_>, classes: &[(&str, Vec<usize>)], count: usize) -> Option<Division> {
+    let field = paces.field;
     let mut parts: Vec<Vec<Vec<usize>>> = vec![Vec::new(); classes.len()];
-    for _ in 0..count {
+    if let [(_, nodes)] = classes {
+        parts[0] = paces.cut(nodes, count)?;
+    }
+    for _ in parts.iter().map(Vec::len).sum()..count {
         let mut best: Option<(u128, usize, Groups)> = None;
         for (c, (_, nodes)) in classes.iter().enumerate() {
-            let Some(groups) = cut(field, &mut paces, nodes, parts[c].len() + 1) else { continue };
+            let Some(groups) = paces.cut(nodes, parts[c].len() + 1) else { continue };
             let gain = paces.rates(&groups).1.saturating_sub(paces.rates(&parts[c]).1);
             if best.as_ref().is_none_or(|(most, ..)| gain > *most) {
                 best = Some((gain, c, groups));
@@ -120,9 +123,24 @@ pub(super) fn runs(order: &[usize], count: usize, weight: impl Fn(usize) -> f64)
 struct Paces<'a> {
     field: &'a Field<'a>,
     known: BTreeMap<Vec<usize>, Option<u64>>,
+    cuts: BTreeMap<(Vec<usize>, usize), Option<Groups>>,
 }
 
-impl Paces<'_> {
+impl<'a> Paces<'a> {
+    fn new(field: &'a Field<'a>) -> Self {
+        Paces { field, known: BTreeMap::new(), cuts: BTreeMap::new() }
+    }
+
+    fn cut(&mut self, nodes: &[usize], count: usize) -> Option<Groups> {
+        let key = (nodes.to_vec(), count);
+        if let Some(known) = self.cuts.get(&key) {
+            return known.clone();
+        }
+        let found = cut(self.field, self, nodes, count);
+        self.cuts.insert(key, found.clone());
+        found
+    }
+
     /// How many groups fit, and the sum of their rates.
     fn rates(&mut self, groups: &[Vec<usize>]) -> (usize, u128) {
         let paces: Vec<u64> = groups.iter().filter_map(|group| self.pace(group)).collect();
@@ -133,7 +151,7 @@ impl Paces<'_> {
         if let Some(known) = self.known.get(group) {
             return *known;
         }
-        let found = best_of(self.field, &spaces(self.field, group), Aim::Pace).map(|layout| pace(&layout));
+        let found = quick_pace(self.field, group);
         self.known.insert(group.to_vec(), found);
         found
     }

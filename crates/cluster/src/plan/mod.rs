@@ -34,7 +34,7 @@ mod small;
 mod spares;
 
 pub use error::{Error, Shortage, bytes_text};
-pub use estimate::{Estimate, Load, NextNode, PipelineEstimate, RowCost, estimate, next_node};
+pub use estimate::{Estimate, Load, NextNode, NodeMemory, PipelineEstimate, RowCost, estimate, next_node};
 pub use pipelines::plan;
 pub use problem::{ModelSizes, NodeId, NodeSpec, Options, Pin, Problem, Role};
 pub use replan::replan;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::cost::Field;
 use super::partition::{Aim, EXACT, Layout, Space, best};
+use super::pipelines::pace;
 
 /// What is searched for a set of nodes: everything for a few, and for many
 ///
@@ -14,9 +15,11 @@ use super::partition::{Aim, EXACT, Layout, Space, best};
 ///
 /// Nodes of one pool always stand together.
 pub(super) fn spaces(field: &Field<'_>, nodes: &[usize]) -> Vec<Space> {
-    if nodes.len() <= EXACT {
-        return vec![Space::Subsets(nodes.to_vec())];
-    }
+    if nodes.len() <= EXACT { vec![Space::Subsets(nodes.to_vec())] } else { orders(field, nodes) }
+}
+
+/// The orders among these.
+fn orders(field: &Field<'_>, nodes: &[usize]) -> Vec<Space> {
     let speed = |&n: &usize| (field.nodes[n].node.ms_per_layer.to_bits(), n);
     let size = |&n: &usize| (Reverse(field.nodes[n].limit), n);
     let (mut fastest, mut largest) = (nodes.to_vec(), nodes.to_vec());
@@ -33,7 +36,25 @@ pub(super) fn spaces(field: &Field<'_>, nodes: &[usize]) -> Vec<Space> {
 
 /// The best layout in any of these spaces.
 pub(super) fn best_of(field: &Field<'_>, spaces: &[Space], aim: Aim) -> Option<Layout> {
-    spaces.iter().filter_map(|space| best(field, space, aim)).reduce(|a, b| if b.rank < a.rank { b } else { a })
+    let found = spaces.iter().filter_map(|space| best(field, space, aim, bound(field, space, aim)));
+    found.reduce(|a, b| if b.rank < a.rank { b } else { a })
+}
+
+/// A pace that is certainly reached, to leave out early what is slower. Only worth finding where nodes share pools.
+fn bound(field: &Field<'_>, space: &Space, aim: Aim) -> u64 {
+    let Space::Subsets(nodes) = space else { return u64::MAX };
+    let mut pools = BTreeSet::new();
+    if aim != Aim::Pace || nodes.iter().all(|&n| pools.insert(field.nodes[n].pool)) {
+        return u64::MAX;
+    }
+    let found = orders(field, nodes).into_iter().filter_map(|order| best(field, &order, aim, u64::MAX));
+    found.map(|layout| pace(&layout)).min().unwrap_or(u64::MAX)
+}
+
+/// The pace in one good order: quick, for trying many sets of nodes.
+pub(super) fn quick_pace(field: &Field<'_>, nodes: &[usize]) -> Option<u64> {
+    let order = Space::Order(pools_together(field, &by_zone(field, nodes)));
+    best(field, &order, Aim::Pace, u64::MAX).map(|layout| pace(&layout))
 }
 
 /// Moves the nodes of a pool to the first of them.

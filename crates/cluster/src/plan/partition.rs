@@ -8,7 +8,8 @@
 //! cheapest layout with no pool slower than that. Costs of the second pass only ever add up, so its prefixes are optimal.
 //!
 //! Where several nodes share a pool, what the pool has done so far decides what it may still do, so a cell keeps
-//! every way that is not worse in all respects, up to [`WAYS`]. Up to that many the result is exact.
+//! every way that is not worse in all respects, up to [`WAYS`]. Up to that many the result is exact: always for one shared
+//! pool of equal processes, in practice for two.
 
 use super::Layers;
 use super::cost::{Field, StageCost};
@@ -16,7 +17,9 @@ use super::cost::{Field, StageCost};
 /// Most nodes for which all subsets and orders are tried.
 pub(super) const EXACT: usize = 8;
 /// Most ways that a cell keeps.
-const WAYS: usize = 64;
+const WAYS: usize = 32;
+/// Most ways where the best of every subset is asked for, which cannot leave out what is too slow.
+const WAYS_OF_SUBSETS: usize = 8;
 /// Pools with several of [`EXACT`] nodes.
 const SHARED: usize = EXACT / 2;
 
@@ -74,12 +77,16 @@ struct Table<'a> {
     seat: Vec<Option<usize>>,
     /// Stages are counted in cells of an order up to this many; 0: not counted.
     counted: usize,
+    /// Ways with a busier pool lead nowhere.
+    most: u64,
+    ways: usize,
     cells: Vec<Vec<Way>>,
 }
 
 /// The best layout of each set of positions in the nodes of [`Space::Subsets`] that uses all of the set.
 pub(super) fn by_subset(field: &Field<'_>, nodes: &[usize], aim: Aim) -> Vec<Option<Layout>> {
     let mut table = Table::new(field, nodes, false, aim);
+    table.ways = WAYS_OF_SUBSETS;
     table.fill();
     (0..1_usize << nodes.len())
         .map(|set| {
@@ -90,13 +97,14 @@ pub(super) fn by_subset(field: &Field<'_>, nodes: &[usize], aim: Aim) -> Vec<Opt
         .collect()
 }
 
-/// The best layout in a space; `None` if there is none.
-pub(super) fn best(field: &Field<'_>, space: &Space, aim: Aim) -> Option<Layout> {
+/// The best layout in a space; `None` if there is none, or with [`Aim::Pace`] none as good as `most`.
+pub(super) fn best(field: &Field<'_>, space: &Space, aim: Aim, most: u64) -> Option<Layout> {
     let (nodes, in_order) = match space {
         Space::Subsets(nodes) => (nodes, false),
         Space::Order(nodes) => (nodes, true),
     };
     let mut table = Table::new(field, nodes, in_order, aim);
+    table.most = table.most.min(most);
     table.fill();
     let keys = (0..table.keys()).filter(|&key| table.counted_stages(key).is_none_or(|n| stages_allowed(field, n)));
     table.best(keys)
@@ -122,8 +130,12 @@ impl<'a> Table<'a> {
             (true, Some(most)) => most.min(nodes.len()).min(field.layers()) + 1,
             _ => 0,
         };
-        let mut table =
-            Table { field, nodes, in_order, aim, seat: nodes.iter().map(seat).collect(), counted, cells: Vec::new() };
+        let most = match aim {
+            Aim::Latency(most) | Aim::Load(most) => most,
+            Aim::Pace | Aim::Shortage => u64::MAX,
+        };
+        let seat = nodes.iter().map(seat).collect();
+        let mut table = Table { field, nodes, in_order, aim, seat, counted, most, ways: WAYS, cells: Vec::new() };
         table.cells = vec![Vec::new(); table.keys() * table.width()];
         table
     }
@@ -210,9 +222,10 @@ impl<'a> Table<'a> {
             let way_out = if end == self.field.layers() { self.field.to_coordinator(node) } else { 0 };
             let wire = way_in.saturating_add(way_out);
             for (i, way) in ways.iter().enumerate() {
-                if let Some(mut longer) = self.longer(way, next, stage, wire, same_pool) {
+                let Some(mut longer) = self.longer(way, next, stage, wire, same_pool) else { continue };
+                if self.leads_on(&longer, key, end) {
                     longer.from = cell.map(|cell| (cell, i));
-                    keep(&mut self.cells[key * (self.field.layers() + 1) + end], longer);
+                    keep(&mut self.cells[key * (self.field.layers() + 1) + end], longer, self.ways);
                 }
             }
         }
@@ -231,12 +244,14 @@ impl<'a> Table<'a> {
             }
             None => stage.ns,
         };
+        if pool_ns > self.most && self.aim != Aim::Shortage {
+            return None;
+        }
         let [a, b, c] = way.rank;
         let even = u128::from(stage.ns).saturating_mul(u128::from(stage.ns));
         let latency = u128::from(stage.ns) + u128::from(wire);
         let rank = match self.aim {
             Aim::Pace => [a.max(u128::from(pool_ns)), 0, 0],
-            Aim::Latency(most) | Aim::Load(most) if pool_ns > most => return None,
             Aim::Latency(_) => [a + latency, b + u128::from(stage.load), c.saturating_add(even)],
             Aim::Load(_) => [a + u128::from(stage.load), b + latency, c.saturating_add(even)],
             Aim::Shortage => {
@@ -246,6 +261,28 @@ impl<'a> Table<'a> {
             }
         };
         Some(Way { rank, busy, from: None })
+    }
+
+    /// Whether the nodes that are left have time for the layers that are left. Asked only where pools are shared, because only
+    /// there a cell has many ways.
+    fn leads_on(&self, way: &Way, key: usize, end: usize) -> bool {
+        if self.in_order || self.most == u64::MAX || self.seat.iter().all(Option::is_none) {
+            return true;
+        }
+        let used = key / self.nodes.len();
+        let mut room = 0_u64;
+        let mut fastest = [u64::MAX; SHARED];
+        for (place, &node) in self.nodes.iter().enumerate().filter(|(place, _)| used >> place & 1 == 0) {
+            let layer = self.field.nodes[node].layer_ns().max(1);
+            match self.seat[place] {
+                Some(seat) => fastest[seat] = fastest[seat].min(layer),
+                None => room = room.saturating_add(self.most / layer),
+            }
+        }
+        for (busy, layer) in way.busy.iter().zip(fastest) {
+            room = room.saturating_add(self.most.saturating_sub(*busy) / layer);
+        }
+        room >= (self.field.layers() - end) as u64
     }
 
     /// The best complete way among these keys.
@@ -278,7 +315,7 @@ impl<'a> Table<'a> {
 }
 
 /// Keeps a way unless one that is there is as good in all respects; drops those that are now worse in all.
-fn keep(cell: &mut Vec<Way>, way: Way) {
+fn keep(cell: &mut Vec<Way>, way: Way, ways: usize) {
     let as_good = |a: &Way, b: &Way| a.rank <= b.rank && a.busy.iter().zip(&b.busy).all(|(a, b)| a <= b);
     if cell.iter().any(|there| as_good(there, &way)) {
         return;
@@ -286,5 +323,5 @@ fn keep(cell: &mut Vec<Way>, way: Way) {
     cell.retain(|there| !as_good(&way, there));
     let place = cell.partition_point(|there| there.rank <= way.rank);
     cell.insert(place, way);
-    cell.truncate(WAYS);
+    cell.truncate(ways);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use janus_spec::{KvStorage, ModelSpec, WeightStorage};
 use serde::{Deserialize, Serialize};
 
 use super::Layers;
@@ -136,6 +137,19 @@ pub struct Problem {
 }
 
 impl ModelSizes {
+    /// The sizes of a model whose stages keep linear layers as `weights` and their cache as `kv`.
+    pub fn of(spec: &ModelSpec, weights: WeightStorage, kv: KvStorage) -> ModelSizes {
+        let sizes = spec.stage_sizes(weights, kv);
+        ModelSizes {
+            layer_bytes: vec![sizes.layer; spec.llm.layers],
+            embedding_bytes: sizes.embeddings,
+            head_bytes: sizes.heads,
+            kv_bytes_per_position: sizes.kv_per_position,
+            hidden: spec.llm.hidden,
+            image_tokens: spec.image_tokens(),
+        }
+    }
+
     /// Layers.
     pub fn layers(&self) -> usize {
         self.layer_bytes.len()

@@ -1,0 +1,53 @@
+//! `janus plan`: what a cluster would do, and what it would cost, before there is one.
+
+mod described;
+mod report;
+mod size;
+
+use std::io::Read;
+use std::path::Path;
+
+use janus_cluster::plan;
+use janus_spec::ModelSpec;
+
+use crate::args::Plan;
+use crate::checkpoint;
+use crate::failure::{Failure, Outcome};
+
+pub(crate) use report::{Report, report};
+
+/// Largest description that is read.
+const LARGEST: u64 = 1 << 20;
+
+pub(crate) fn run(args: Plan) -> Outcome {
+    let place = args.cluster.display().to_string();
+    let refuse = |reason: String| Failure::mistake(format!("{place}: {reason}"));
+    let text = read(&args.cluster).map_err(refuse)?;
+    let model = match &args.model {
+        Some(name) => Some((name.clone(), ModelSpec::load(&checkpoint::files(name)?)?)),
+        None => None,
+    };
+    let cluster = described::parse(&text, model).map_err(refuse)?;
+    let found = plan::plan(&cluster.problem).map_err(|e| refuse(e.to_string()))?;
+    let estimate = plan::estimate(&cluster.problem, &found, &cluster.load);
+    // That one node more changes nothing, or has no place, is no reason to say nothing about these.
+    let next = plan::next_node(&cluster.problem, &found, &cluster.load).ok();
+    let said =
+        Report { model: &cluster.model, problem: &cluster.problem, plan: &found, estimate: &estimate, next: next.as_ref() };
+    report(&said, args.json)
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    // Before opening: opening a pipe would wait for a writer.
+    let meta = std::fs::metadata(path).map_err(|e| format!("cannot be read: {e}"))?;
+    if !meta.is_file() {
+        return Err("is not a regular file".to_owned());
+    }
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| format!("cannot be read: {e}"))?;
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(format!("has more than {LARGEST} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "is no UTF-8 text".to_owned())
+}
