@@ -711,3 +711,16 @@ fn pictures_need_room_for_their_cache() {
     let none = estimate(&there, &found, &load(Some(8)));
     assert_eq!((none.pipelines[0].pictures, none.pictures_per_hour), (0, 0.0));
 }
+
+#[test]
+fn five_percent_of_pace_are_given_for_fewer_bytes_to_load() {
+    let mut there = problem(42, ["a", "b", "c"].map(|id| node(id, 10_000, 1.0)).into());
+    let pin = |node: &str, first, end| Pin { node: node.to_owned(), layers: Layers { first, end } };
+    there.options.pinned = vec![pin("a", 0, 20), pin("b", 20, 41), pin("c", 41, 42)];
+    let before = plan(&there).unwrap();
+    there.options.pinned.clear();
+    let after = replan(&there, &before.pipelines[0], &["c".to_owned()]).unwrap();
+    // 21 layers each would be the best, but then both would load one.
+    assert_eq!(layout(&after.pipeline), [("a", 0, 20), ("b", 20, 42)]);
+    assert_eq!((after.remedy, after.load_bytes), (Remedy::Repartitioned, 100 + 70));
+}

@@ -7,9 +7,9 @@
 //! Two passes, because the best pace does not tell which prefix is best: the first finds the pace, the second the
 //! cheapest layout with no pool slower than that. Costs of the second pass only ever add up, so its prefixes are optimal.
 //!
-//! Where several nodes share a pool, what the pool has done so far decides what it may still do, so a cell keeps
-//! every way that is not worse in all respects, up to [`WAYS`]. Up to that many the result is exact: always for one shared
-//! pool of equal processes, in practice for two.
+//! Where several nodes share a pool, what the pool has done so far decides what it may still do, so a cell keeps every way that
+//! is not worse in all respects, up to [`WAYS`]. A cell that would need more keeps those of best rank, and then the result
+//! is good but not proven to be the best. Without shared pools one way is enough and the result is exact.
 
 use super::Layers;
 use super::cost::{Field, StageCost};

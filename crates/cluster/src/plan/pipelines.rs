@@ -1,6 +1,7 @@
 //! Dividing the nodes among pipelines and spares.
 //!
-//! With up to eight nodes every division is tried, and every choice of spares. With more, each numerics id's nodes are cut
+//! With up to eight nodes every division is tried, and every choice of spares; where pipelines share pools, each is planned as if
+//! alone and only the division is judged by what they do to each other. With more, each numerics id's nodes are cut
 //! into runs of a good order and nodes are moved between pipelines while that helps.
 
 use std::cmp::Reverse;
