@@ -359,6 +359,26 @@ fn an_interrupt_leaves_what_was_there() {
 }
 
 #[test]
+fn an_interrupt_while_files_are_written_leaves_whole_ones() {
+    let dir = tempdir().unwrap();
+    let mut child = Command::new(binary())
+        .args(["generate", "a red circle", "-n", "300", "-o", "x.png"])
+        .current_dir(dir.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    while names(dir.path()).iter().filter(|name| name.starts_with("x-")).count() < 5 {
+        assert!(child.try_wait().unwrap().is_none(), "it was over before it could be interrupted");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let left = names(dir.path());
+    assert!(left.len() < 300 && left.iter().all(|name| name.starts_with("x-") && name.ends_with(".png")), "{left:?}");
+    left.iter().for_each(|name| drop(image::open(dir.path().join(name)).unwrap()));
+}
+
+#[test]
 fn every_flag_of_the_contract_is_in_the_help() {
     let dir = tempdir().unwrap();
     for (verb, flags) in [

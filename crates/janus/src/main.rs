@@ -56,8 +56,11 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome {
     // A verb that ends says itself how; only a server has a story to tell on the way.
-    let tells = matches!(cli.verb, Verb::Serve(_) | Verb::Coordinator(_) | Verb::Worker(_) | Verb::Up(_));
-    log(if tells { "warn" } else { "error" });
+    let serves = matches!(cli.verb, Verb::Serve(_) | Verb::Coordinator(_) | Verb::Worker(_) | Verb::Up(_));
+    log(if serves { "warn" } else { "error" });
+    if !serves && !matches!(cli.verb, Verb::Tether(_)) {
+        leave_on_signals();
+    }
     match cli.verb {
         Verb::Generate(args) => generate::run(args),
         Verb::Ask(args) => ask::run(args),
@@ -74,6 +77,27 @@ fn run(cli: Cli) -> Outcome {
         Verb::Plan(args) => plan::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Eval(args) => eval::run(args),
+    }
+}
+
+/// SIGINT and SIGTERM end the process at once, with 128 and the signal's number, unless a file is being written: the
+/// temporary one would stay.
+fn leave_on_signals() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = async {
+        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            return;
+        };
+        let code = tokio::select! {
+            _ = interrupt.recv() => 130,
+            _ = terminate.recv() => 143,
+        };
+        output::leave(code)
+    };
+    // Without the thread or the runtime, signals do what they always did.
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(wait));
     }
 }
 

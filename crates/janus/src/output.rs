@@ -2,10 +2,20 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use janus_model::image::Rgb8;
 
 use crate::failure::{Failure, Outcome};
+
+/// Held while a file is written under a name that is not its own.
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Ends the process, but in the middle of no file.
+pub(crate) fn leave(code: i32) -> ! {
+    let _whole = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    std::process::exit(code)
+}
 
 /// The paths of `count` pictures whose first seed is `seed`.
 ///
@@ -54,6 +64,7 @@ pub(crate) fn check_writable(path: &Path) -> Outcome {
 /// Writes through a temporary file beside the target and a rename.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Outcome {
     let refuse = |reason: String| Failure::mistake(format!("{}: cannot be written: {reason}", path.display()));
+    let _whole = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut file = tempfile::Builder::new()
         .prefix(".janus-")
         .permissions(world_readable())

@@ -96,6 +96,9 @@ impl Session {
         match &compute.endpoint {
             Some(endpoint) => Self::connect(runtime()?, endpoint, None),
             None => {
+                runtime.block_on(janus_wire::check_loopback()).map_err(|e| {
+                    Failure::Broken(format!("{e}; the parts of a pipeline talk over 127.0.0.1, even in one process"))
+                })?;
                 let checkpoint = Checkpoint::open(checkpoint::files(&compute.here.model)?)?;
                 let options = Options {
                     listen: "127.0.0.1:0".to_owned(),
@@ -443,6 +446,10 @@ pub(crate) fn failure(status: Status) -> Failure {
         | Code::OutOfRange
         | Code::Unauthenticated
         | Code::DataLoss => Failure::Mistake(message),
+        // A status with a source was not said by the server.
+        _ if std::error::Error::source(&status).is_some() => {
+            Failure::Broken(format!("the connection to the server was lost: {message}"))
+        }
         _ => Failure::Broken(message),
     }
 }

@@ -15,7 +15,7 @@ pub mod status;
 pub use channel::{connect, connect_until};
 pub use error::Error;
 pub use hello::Identity;
-pub use listener::{Incoming, Listener, server};
+pub use listener::{Incoming, Listener, check_loopback, server};
 pub use security::Security;
 
 /// Generated messages and services of package `janus.v1`.

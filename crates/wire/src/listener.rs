@@ -40,6 +40,17 @@ impl Listener {
     }
 }
 
+/// Whether this machine can talk to itself. Without its loopback interface nothing in one process can.
+///
+/// # Errors
+/// [`Error::Listen`], [`Error::Connect`].
+pub async fn check_loopback() -> Result<(), Error> {
+    let listener = Listener::bind("127.0.0.1:0").await?;
+    let connected = tokio::net::TcpStream::connect(listener.address()).await;
+    let failed = |e: std::io::Error| Error::Connect { address: "127.0.0.1".to_owned(), reason: e.to_string() };
+    connected.map(drop).map_err(failed)
+}
+
 /// Accepted connections.
 pub struct Incoming(TcpListener);
 
