@@ -231,7 +231,7 @@ impl<C: Compute> Shared<C> {
         hello: &Hello,
         over: &CancellationToken,
     ) -> Result<Output, Error> {
-        let channel = janus_wire::connect(&request.next, &self.security).await?;
+        let channel = janus_wire::connect_until(&request.next, &self.security, over.clone()).await?;
         let mut client = StageClient::new(channel).max_decoding_message_size(MAX_NODE_MESSAGE);
         let (sender, receiver) = mpsc::channel(QUEUE);
         let layers = request.next_first_layer as usize..request.next_end_layer as usize;
