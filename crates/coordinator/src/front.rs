@@ -186,6 +186,17 @@ impl Cluster for Front {
         }))
     }
 
+    async fn describe_problem(
+        &self,
+        _: Request<v1::DescribeProblemRequest>,
+    ) -> Result<Response<v1::DescribeProblemResponse>, Status> {
+        let reign = self.reign()?;
+        let problem = reign.conductor.question().await;
+        let problem = problem.ok_or_else(|| unavailable("this coordinator does not lead any more", RETRY))?;
+        let problem_json = serde_json::to_string(&problem).map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(v1::DescribeProblemResponse { model: reign.coordinator.model_name(), problem_json }))
+    }
+
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
         let node = request.into_inner().node;
         self.reign()?.conductor.drain(&node).await?;

@@ -169,6 +169,11 @@ impl Coordinator {
             .max_encoding_message_size(MAX_CLIENT_MESSAGE)
     }
 
+    /// Name of the model.
+    pub fn model_name(&self) -> String {
+        self.0.model.name.clone()
+    }
+
     /// Requests that are not finished, and all that are remembered.
     pub fn requests(&self) -> (usize, usize) {
         self.0.requests.counts()

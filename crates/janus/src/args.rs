@@ -394,8 +394,11 @@ pub(crate) struct Inspect {
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
     /// A file that describes the cluster (YAML; deploy/examples/three-nodes.yaml is one)
-    #[arg(value_name = "CLUSTER.yaml")]
-    pub(crate) cluster: PathBuf,
+    #[arg(value_name = "CLUSTER.yaml", required_unless_present = "endpoint")]
+    pub(crate) cluster: Option<PathBuf>,
+    /// Ask a running cluster instead; several addresses are tried in turn
+    #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["cluster", "model"])]
+    pub(crate) endpoint: Option<String>,
     /// Take the sizes from this checkpoint instead of the file's model
     #[arg(long, value_name = "DIR|shapes")]
     pub(crate) model: Option<String>,

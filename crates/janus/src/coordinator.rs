@@ -243,13 +243,5 @@ fn sizes(spec: &ModelSpec, weights: WeightFormat, kv: KvDtype) -> ModelSizes {
         KvDtype::F32 => KvStorage::F32,
         KvDtype::Bf16 => KvStorage::Bf16,
     };
-    let sizes = spec.stage_sizes(weights, kv);
-    ModelSizes {
-        layer_bytes: vec![sizes.layer; spec.llm.layers],
-        embedding_bytes: sizes.embeddings,
-        head_bytes: sizes.heads,
-        kv_bytes_per_position: sizes.kv_per_position,
-        hidden: spec.llm.hidden,
-        image_tokens: spec.image_tokens(),
-    }
+    ModelSizes::of(spec, weights, kv)
 }

@@ -185,6 +185,22 @@ impl Conductor {
         self.pipelines.iter().map(Pipeline::standing).collect()
     }
 
+    /// What the planner would be asked for the whole cluster.
+    pub fn question(&self) -> Problem {
+        let nodes = self.members.values().filter(|m| self.fits(m) && !m.draining).map(|m| self.node(m)).collect();
+        let options = Options {
+            pipelines: Some(self.wishes.pipelines),
+            stages: self.wishes.stages,
+            spares: self.wishes.spares,
+            kv_positions: self.wishes.kv_positions,
+            numerics: Some(self.wishes.numerics.clone()),
+            forbidden_nodes: self.suspects.keys().cloned().collect(),
+            forbidden_links: self.apart.keys().cloned().collect(),
+            ..Options::default()
+        };
+        Problem { model: self.sizes.clone(), nodes, options }
+    }
+
     /// A member's state, in one word.
     pub fn state_of(&self, member: &Member) -> &'static str {
         let id = &member.id;
@@ -405,7 +421,7 @@ impl Conductor {
             ms_embed: 0.0,
             ms_head: m.ms_per_head.max(0.0),
             numerics: m.numerics.clone(),
-            roles: [plan::Role::Stage].into(),
+            roles: m.roles.iter().filter_map(|role| planned(*role)).collect(),
             round_trips: m.round_trips.clone(),
             holds: holds.or(preloaded.map(|(layers, _)| layers.clone())).map(Layers::from),
             pool: Some(pool_of(m).to_owned()),
@@ -555,6 +571,15 @@ impl Conductor {
         let stages = self.pipelines.iter().filter_map(|p| p.placed.as_ref()).flat_map(|p| &p.placement.stages);
         let fits = |layers: &Range<usize>| self.sizes.stage_bytes(layers.clone().into(), self.wishes.kv_positions) <= memory;
         stages.map(|s| s.layers.clone()).filter(fits).max_by_key(Range::len).unwrap_or(0..0)
+    }
+}
+
+fn planned(role: Role) -> Option<plan::Role> {
+    match role {
+        Role::Stage => Some(plan::Role::Stage),
+        Role::Encoder => Some(plan::Role::Encoder),
+        Role::Decoder => Some(plan::Role::Decoder),
+        _ => None,
     }
 }
 

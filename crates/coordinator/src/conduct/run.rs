@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use janus_cluster::plan::{ModelSizes, PipelinePlan};
+use janus_cluster::plan::{ModelSizes, PipelinePlan, Problem};
 use janus_cluster::{Keys, Member, Members, Store, Txn, guard};
 use janus_wire::v1::node_client::NodeClient;
 use janus_wire::v1::{DescribeRequest, DrainNodeRequest, PrepareRequest, Role};
@@ -69,12 +69,20 @@ pub struct View {
 pub struct Handle {
     view: watch::Receiver<View>,
     drains: mpsc::Sender<(String, oneshot::Sender<Result<(), Status>>)>,
+    questions: mpsc::Sender<oneshot::Sender<Problem>>,
 }
 
 impl Handle {
     /// How everything stands.
     pub fn view(&self) -> watch::Receiver<View> {
         self.view.clone()
+    }
+
+    /// What the planner is asked now; none at the end of a reign.
+    pub async fn question(&self) -> Option<Problem> {
+        let (reply, answer) = oneshot::channel();
+        self.questions.send(reply).await.ok()?;
+        answer.await.ok()
     }
 
     /// Moves a node's work elsewhere.
@@ -119,6 +127,7 @@ pub async fn read_plans(store: &dyn Store, keys: &Keys) -> Result<Vec<PipelinePl
 pub fn start(setup: Setup, plans: Vec<PipelinePlan>, shutdown: CancellationToken) -> Handle {
     let (view, watching) = watch::channel(View::default());
     let (drains, draining) = mpsc::channel(16);
+    let (questions, asked) = mpsc::channel(16);
     let mut conductor = Conductor::new(setup.wishes.clone(), setup.sizes.clone(), setup.fence);
     conductor.inherit(plans);
     let (news, inbox) = mpsc::unbounded_channel();
@@ -131,8 +140,8 @@ pub fn start(setup: Setup, plans: Vec<PipelinePlan>, shutdown: CancellationToken
         view,
         planned: watch::channel(Vec::new()).0,
     };
-    tokio::spawn(run.forever(inbox, draining, shutdown));
-    Handle { view: watching, drains }
+    tokio::spawn(run.forever(inbox, draining, asked, shutdown));
+    Handle { view: watching, drains, questions }
 }
 
 struct Run {
@@ -151,6 +160,7 @@ impl Run {
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Event>,
         mut drains: mpsc::Receiver<(String, oneshot::Sender<Result<(), Status>>)>,
+        mut questions: mpsc::Receiver<oneshot::Sender<Problem>>,
         shutdown: CancellationToken,
     ) {
         let writer = tokio::spawn(write_plans(
@@ -188,6 +198,10 @@ impl Run {
                 Some(event) = inbox.recv() => event,
                 Some((node, reply)) = drains.recv() => {
                     self.drain(node, reply);
+                    continue;
+                }
+                Some(reply) = questions.recv() => {
+                    let _ = reply.send(self.conductor.question());
                     continue;
                 }
                 _ = ticks.tick() => Event::Tick,

@@ -9,10 +9,14 @@ use std::path::Path;
 
 use janus_cluster::plan;
 use janus_spec::ModelSpec;
+use janus_wire::v1::DescribeProblemRequest;
+use janus_wire::v1::cluster_client::ClusterClient;
+use tonic::transport::Channel;
 
 use crate::args::Plan;
-use crate::checkpoint;
 use crate::failure::{Failure, Outcome};
+use crate::{checkpoint, session, status};
+use described::Described;
 
 pub(crate) use report::{Report, report};
 
@@ -20,21 +24,40 @@ pub(crate) use report::{Report, report};
 const LARGEST: u64 = 1 << 20;
 
 pub(crate) fn run(args: Plan) -> Outcome {
-    let place = args.cluster.display().to_string();
-    let refuse = |reason: String| Failure::mistake(format!("{place}: {reason}"));
-    let text = read(&args.cluster).map_err(refuse)?;
-    let model = match &args.model {
-        Some(name) => Some((name.clone(), ModelSpec::load(&checkpoint::files(name)?)?)),
-        None => None,
+    let (place, cluster) = match (&args.cluster, &args.endpoint) {
+        (Some(file), _) => (file.display().to_string(), described(file, &args)?),
+        (None, endpoint) => {
+            let endpoint = endpoint.as_deref().unwrap_or_default();
+            (endpoint.to_owned(), live(endpoint)?)
+        }
     };
-    let cluster = described::parse(&text, model).map_err(refuse)?;
-    let found = plan::plan(&cluster.problem).map_err(|e| refuse(e.to_string()))?;
+    let found = plan::plan(&cluster.problem).map_err(|e| Failure::mistake(format!("{place}: {e}")))?;
     let estimate = plan::estimate(&cluster.problem, &found, &cluster.load);
     // That one node more changes nothing, or has no place, is no reason to say nothing about these.
     let next = plan::next_node(&cluster.problem, &found, &cluster.load).ok();
     let said =
         Report { model: &cluster.model, problem: &cluster.problem, plan: &found, estimate: &estimate, next: next.as_ref() };
     report(&said, args.json)
+}
+
+fn described(file: &Path, args: &Plan) -> Outcome<Described> {
+    let refuse = |reason: String| Failure::mistake(format!("{}: {reason}", file.display()));
+    let text = read(file).map_err(refuse)?;
+    let model = match &args.model {
+        Some(name) => Some((name.clone(), ModelSpec::load(&checkpoint::files(name)?)?)),
+        None => None,
+    };
+    described::parse(&text, model).map_err(refuse)
+}
+
+/// The cluster behind a coordinator, as it is now.
+fn live(endpoint: &str) -> Outcome<Described> {
+    let ask = |mut client: ClusterClient<Channel>| async move { client.describe_problem(DescribeProblemRequest {}).await };
+    let answer = session::runtime()?.block_on(status::asked(endpoint, ask))?;
+    let problem = serde_json::from_str(&answer.problem_json).map_err(|e| {
+        Failure::Broken(format!("{endpoint}: its description cannot be read ({e}); use the same version as the cluster"))
+    })?;
+    Ok(Described { model: answer.model, problem, load: plan::Load::default() })
 }
 
 fn read(path: &Path) -> Result<String, String> {
