@@ -125,7 +125,9 @@ async fn attempt(
                 (course.durable, *accepted) = (durable, true);
             }
         };
-        let more = |ids: u32| drop(known.send_if_modified(|known| ids > std::mem::replace(known, ids.max(*known))));
+        let more = |ids: u32| {
+            known.send_if_modified(|known| ids > std::mem::replace(known, ids.max(*known)));
+        };
         match &mut events {
             Events::Paint(events) => match events.message().await?.ok_or_else(ended)?.event {
                 Some(generate_image_event::Event::Accepted(a)) => accept(a.durable, course),

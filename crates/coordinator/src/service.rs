@@ -126,6 +126,11 @@ impl Coordinator {
     pub async fn restore(&self, admitted: Vec<AdmittedRequest>, logs: &Logs) {
         for request in admitted {
             let tenant = request.tenant.clone();
+            // The cluster was started with another model since: its ids mean nothing to this one.
+            if request.model[..] != self.0.identity.model[..] {
+                tracing::warn!(tenant, "a request that was admitted for another model is dropped");
+                continue;
+            }
             let work = match request.request.clone() {
                 Some(admitted_request::Request::Image(image)) => {
                     self.0.keep_blobs(&request);

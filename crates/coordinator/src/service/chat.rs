@@ -76,6 +76,7 @@ pub(super) fn work(shared: &Arc<Shared>, tenant: &str, mut request: v1::ChatRequ
         request: Some(admitted_request::Request::Chat(request)),
         blobs: pictures.iter().map(|blob| blob.data.clone()).collect(),
         admitted_unix_ms: params::now_unix_ms(),
+        model: shared.identity.model.to_vec().into(),
     };
     Ok(Work { header, fingerprint, record, specs, pictures, home, admitted })
 }

@@ -82,6 +82,7 @@ pub(super) async fn work(
         request: Some(admitted_request::Request::Image(request)),
         blobs: initial.iter().map(|blob| blob.data.clone()).collect(),
         admitted_unix_ms: params::now_unix_ms(),
+        model: shared.identity.model.to_vec().into(),
     };
     Ok(Work { header, fingerprint, record, specs, pictures: Vec::new(), home, admitted })
 }
