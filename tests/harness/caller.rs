@@ -23,6 +23,8 @@ pub struct Course {
     pub resumed: u32,
     /// Whether its first acknowledgement said so.
     pub durable: bool,
+    /// The longest time between two ids of the first picture, whatever happened meanwhile.
+    pub silence: Duration,
 }
 
 /// A running request.
@@ -76,10 +78,11 @@ pub fn fresh(ask: &Ask) -> Ask {
 
 async fn follow(mut endpoints: Vec<String>, ask: Ask, known: watch::Sender<u32>) -> Result<Course, String> {
     let (mut course, mut heard, mut accepted) = (Course::default(), Instant::now(), false);
+    let mut news = None;
     loop {
         let before = *known.borrow();
         let mut begun = false;
-        let status = match attempt(&endpoints[0], &ask, &mut course, &mut begun, &mut accepted, &known).await {
+        let status = match attempt(&endpoints[0], &ask, &mut course, &mut begun, &mut accepted, &mut news, &known).await {
             Ok(()) => return Ok(course),
             Err(status) => status,
         };
@@ -104,12 +107,14 @@ async fn follow(mut endpoints: Vec<String>, ask: Ask, known: watch::Sender<u32>)
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn attempt(
     endpoint: &str,
     ask: &Ask,
     course: &mut Course,
     begun: &mut bool,
     accepted: &mut bool,
+    news: &mut Option<Instant>,
     known: &watch::Sender<u32>,
 ) -> Result<(), Status> {
     let unconnected = |error: janus_wire::Error| Status::unavailable(error.to_string());
@@ -125,14 +130,17 @@ async fn attempt(
                 (course.durable, *accepted) = (durable, true);
             }
         };
-        let more = |ids: u32| {
-            known.send_if_modified(|known| ids > std::mem::replace(known, ids.max(*known)));
+        let mut more = |ids: u32, course: &mut Course| {
+            if known.send_if_modified(|known| ids > std::mem::replace(known, ids.max(*known))) {
+                let silence = news.replace(Instant::now()).map_or(Duration::ZERO, |before| before.elapsed());
+                course.silence = course.silence.max(silence);
+            }
         };
         match &mut events {
             Events::Paint(events) => match events.message().await?.ok_or_else(ended)?.event {
                 Some(generate_image_event::Event::Accepted(a)) => accept(a.durable, course),
                 Some(generate_image_event::Event::Started(started)) => answer.prompt = started.prompt_tokens,
-                Some(generate_image_event::Event::Progress(p)) if p.index == 0 => more(p.known),
+                Some(generate_image_event::Event::Progress(p)) if p.index == 0 => more(p.known, course),
                 Some(generate_image_event::Event::Resumed(r)) => course.resumed = course.resumed.max(r.count),
                 Some(generate_image_event::Event::Image(image)) => {
                     let most = answer.tokens.len().max(image.index as usize + 1);
@@ -155,7 +163,7 @@ async fn attempt(
                 Some(chat_event::Event::Started(started)) => answer.prompt = started.prompt_tokens,
                 Some(chat_event::Event::Token(_)) => {
                     tokens += 1;
-                    more(tokens);
+                    more(tokens, course);
                 }
                 Some(chat_event::Event::Resumed(r)) => course.resumed = course.resumed.max(r.count),
                 Some(chat_event::Event::Done(done)) => {

@@ -8,7 +8,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::asks::{IDS, begin, end, guided, mixed, question, undisturbed};
-use crate::caller::Caller;
+use crate::caller::{Caller, Course};
 use crate::client::{Answer, Ask, Numbers};
 use crate::up::{Up, alive, count, ready, signal, stages};
 use crate::{numbers, seconds};
@@ -96,6 +96,13 @@ fn failures(status: &Value) -> u64 {
     status["pipelines"][0]["failures"].as_u64().unwrap()
 }
 
+/// Prints how long the first request's caller heard nothing, and the pipeline's own figure, which begins when the loss
+/// is noticed and which only the loss of a stage renews.
+fn tell(what: &str, course: &Course, recovery: Option<f64>) {
+    let recovery = recovery.map_or(String::new(), |seconds| format!(", recovery_seconds {seconds:.2}"));
+    println!("{what}: longest silence {:.2} s{recovery}, resumed {}", course.silence.as_secs_f64(), course.resumed);
+}
+
 fn resumed_once(resumed: &[u32], expected: bool, what: &str) {
     let right = |times: &u32| *times == u32::from(expected);
     assert!(resumed.iter().all(right), "{what}: resumed {resumed:?}");
@@ -119,12 +126,13 @@ async fn killing_any_part_changes_no_bit_and_fails_no_request() {
         let courses = end(callers, &expected, &what).await;
         let late = end(late, &expected[3..], &what).await;
         let after = up.status().await;
-        println!("{what}: work went on after {:.2} s, resumed {}", recovery(&after), courses[0].resumed);
+        tell(&what, &courses[0], victim.is_stage().then(|| recovery(&after)));
         let resumed: Vec<u32> = courses.iter().map(|c| c.resumed).collect();
         resumed_once(&resumed, victim.is_stage() || victim == Victim::Coordinator, &what);
         assert!(late.iter().all(|course| course.resumed <= 1), "{what}: {late:?}");
         if victim.is_stage() {
-            assert!(recovery(&after) < 10.0, "{what}: {after:#}");
+            // The promise is 2 s; the machine may be busy.
+            assert!(courses[0].silence < Duration::from_secs(10), "{what}: {:?}", courses[0].silence);
         }
         if victim == Victim::Etcd || victim == Victim::Encoder || victim == Victim::Decoder {
             assert_eq!((failures(&status), &status["leader"]), (failures(&after), &after["leader"]), "{what}");
@@ -174,11 +182,12 @@ async fn frozen(victims: &[Victim]) {
         let courses = end(callers, &expected, &what).await;
         end(meanwhile, &expected[1..], &what).await;
         let after = up.status().await;
-        println!("{what}: work went on after {:.2} s, resumed {}", recovery(&after), courses[0].resumed);
+        tell(&what, &courses[0], victim.is_stage().then(|| recovery(&after)));
         if victim.is_stage() {
             let resumed: Vec<u32> = courses[..3].iter().map(|c| c.resumed).collect();
             resumed_once(&resumed, true, &what);
-            assert!(recovery(&after) < 12.0, "{what}: {after:#}");
+            // The promise is 2 s for the step, and 2 s more.
+            assert!(courses[0].silence < Duration::from_secs(12), "{what}: {:?}", courses[0].silence);
             // What it still had to say did not disturb those who took its place.
             let after = whole(&up).await;
             let before = before.unwrap();
@@ -217,7 +226,7 @@ async fn losing_the_replacement_and_two_stages_at_once_changes_no_bit() {
     let what = format!("{first} and then {second} killed");
     let courses = end(callers, &expected, &what).await;
     assert!(courses.iter().all(|c| c.resumed == 2), "{what}: {:?}", courses.iter().map(|c| c.resumed).collect::<Vec<_>>());
-    println!("{what}: work went on after {:.2} s", recovery(&up.status().await));
+    tell(&what, &courses[0], Some(recovery(&up.status().await)));
 
     // Two at once; there is one spare.
     let status = whole(&up).await;
@@ -229,8 +238,8 @@ async fn losing_the_replacement_and_two_stages_at_once_changes_no_bit() {
     let courses = end(callers, &expected, &what).await;
     assert!(courses.iter().all(|c| (1..=2).contains(&c.resumed)), "{what}: {courses:?}");
     let after = up.status().await;
-    println!("{what}: work went on after {:.2} s", recovery(&after));
-    assert!(recovery(&after) < 15.0, "{what}");
+    tell(&what, &courses[0], Some(recovery(&after)));
+    assert!(courses[0].silence < Duration::from_secs(15), "{what}: {:?}", courses[0].silence);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
