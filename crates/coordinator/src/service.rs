@@ -1,7 +1,7 @@
 //! The public service: requests to units, units' records to event streams.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use janus_spec::{GenerationPrompt, ModelSpec, Tokenizer};
@@ -72,6 +72,8 @@ struct Shared {
     model: Model,
     identity: Identity,
     drivers: Vec<DriverHandle>,
+    /// Rows that are on their way to each of them.
+    claimed: Vec<Arc<AtomicUsize>>,
     next_unit: AtomicU64,
     requests: Requests,
     blobs: Blobs,
@@ -91,8 +93,21 @@ struct Work {
     record: Record,
     specs: Vec<UnitSpec>,
     pictures: Vec<Blob>,
-    home: usize,
+    home: Claim,
     admitted: AdmittedRequest,
+}
+
+/// A place on a pipeline, until its units are there: who comes meanwhile is routed with them in mind.
+struct Claim {
+    home: usize,
+    rows: usize,
+    claimed: Arc<AtomicUsize>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.claimed.fetch_sub(self.rows, Ordering::Relaxed);
+    }
 }
 
 /// The public gRPC service. Cheap to clone.
@@ -114,6 +129,7 @@ impl Coordinator {
             blobs: Blobs::default(),
             model,
             identity,
+            claimed: drivers.iter().map(|_| Arc::default()).collect(),
             drivers,
             ledger,
             draining,
@@ -126,6 +142,11 @@ impl Coordinator {
     pub async fn restore(&self, admitted: Vec<AdmittedRequest>, logs: &Logs) {
         for request in admitted {
             let tenant = request.tenant.clone();
+            // The cluster was started with another model since: its ids mean nothing to this one.
+            if request.model[..] != self.0.identity.model[..] {
+                tracing::warn!(tenant, "a request that was admitted for another model is dropped");
+                continue;
+            }
             let work = match request.request.clone() {
                 Some(admitted_request::Request::Image(image)) => {
                     self.0.keep_blobs(&request);
@@ -153,7 +174,8 @@ impl Coordinator {
             return;
         }
         for (spec, sink) in self.0.drivers[from].evacuate().await {
-            let home = self.0.route();
+            let claim = self.0.route(spec.target * spec.rows());
+            let home = claim.home;
             sink.record.update(sink.index, |p| p.home = home);
             let (record, index) = (sink.record.clone(), sink.index);
             if self.0.drivers[home].submit(spec, sink).await.is_err() {
@@ -208,13 +230,17 @@ impl Shared {
         }
     }
 
-    /// The pipeline with the least to do, among those that are ready if there are any.
-    fn route(&self) -> usize {
+    /// The pipeline with the least to do, among those that are ready if there are any; `rows` more are claimed on it.
+    fn route(&self, rows: usize) -> Claim {
         let rank = |i: &usize| {
             let driver = &self.drivers[*i];
-            (!*driver.ready().borrow(), !driver.proven(), driver.backlog())
+            let backlog = driver.backlog() + self.claimed[*i].load(Ordering::Relaxed);
+            (!*driver.ready().borrow(), !driver.proven(), backlog)
         };
-        (0..self.drivers.len()).min_by_key(rank).unwrap_or(0)
+        let home = (0..self.drivers.len()).min_by_key(rank).unwrap_or(0);
+        let claimed = self.claimed[home].clone();
+        claimed.fetch_add(rows, Ordering::Relaxed);
+        Claim { home, rows, claimed }
     }
 
     fn hello(&self) -> v1::Hello {
@@ -307,7 +333,15 @@ impl Shared {
     }
 
     /// Gives units to their driver.
-    async fn submit(self: &Arc<Self>, tenant: &str, specs: Vec<UnitSpec>, pictures: Vec<Blob>, home: usize, reader: Reader) {
+    async fn submit(
+        self: &Arc<Self>,
+        tenant: &str,
+        specs: Vec<UnitSpec>,
+        pictures: Vec<Blob>,
+        claim: Claim,
+        reader: Reader,
+    ) {
+        let home = claim.home;
         let pictures = Arc::new(pictures);
         for (index, spec) in specs.into_iter().enumerate() {
             let record = &reader.record;

@@ -9,7 +9,9 @@ use janus_coordinator::schedule::Limits;
 use janus_coordinator::{Front, Realm, Reign};
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_spec::{KvStorage, ModelSpec, Tokenizer, WeightStorage};
+use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::cluster_server::ClusterServer;
+use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::{Identity, Listener, Security};
 use tokio::sync::watch;
@@ -27,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long running requests may take after a signal, if nobody can take over.
 const GRACE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(500);
+/// A leader says within this what it serves.
+const DESCRIBE: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(args: Args) -> Outcome {
     check_listen(&args.listen, args.insecure)?;
@@ -172,7 +176,14 @@ async fn follow_election(
         let now = leadership.borrow_and_update().clone();
         match now {
             Leadership::Unknown => drop(leader.send_replace(None)),
-            Leadership::Follower { leader: who, epoch } => drop(leader.send_replace(Some((who, epoch)))),
+            Leadership::Follower { leader: who, epoch } => {
+                leader.send_replace(Some((who.clone(), epoch)));
+                tokio::select! {
+                    other = another_model(&who, &realm) => return Err(other),
+                    changed = leadership.changed() => if changed.is_err() { return Err(election_gone()) },
+                }
+                continue;
+            }
             Leadership::Leader { epoch } => {
                 leader.send_replace(Some((me.clone(), epoch)));
                 let over = end.child_token();
@@ -197,8 +208,41 @@ async fn follow_election(
             }
         }
         if leadership.changed().await.is_err() {
-            return Err(Failure::Broken("the election's thread is gone".to_owned()));
+            return Err(election_gone());
         }
+    }
+}
+
+fn election_gone() -> Failure {
+    Failure::Broken("the election's thread is gone".to_owned())
+}
+
+/// Asks the leader what it serves; returns only if that is another model than ours, which could never take over.
+async fn another_model(leader: &Candidate, realm: &Realm) -> Failure {
+    loop {
+        let ask = async {
+            let channel = janus_wire::connect(&leader.address, &realm.security).await.ok()?;
+            let answer = InferenceClient::new(channel).describe(DescribeModelRequest {}).await.ok()?;
+            Some(answer.into_inner())
+        };
+        if let Ok(Some(served)) = tokio::time::timeout(DESCRIBE, ask).await {
+            if served.digest[..] == realm.identity.model[..] {
+                return std::future::pending().await;
+            }
+            return Failure::mistake(format!(
+                "cluster `{}` serves another model: its leader {} at {} has `{}`, digest {}, and this one has `{}`, digest {}; \
+                 start this one with another --cluster, or with the same --model",
+                realm.identity.cluster,
+                leader.id,
+                leader.address,
+                served.model,
+                janus_wire::hello::hex(&served.digest),
+                realm.name,
+                janus_wire::hello::hex(&realm.identity.model),
+            ));
+        }
+        // It does not reign yet, or is gone and somebody else will be elected.
+        tokio::time::sleep(RETRY).await;
     }
 }
 

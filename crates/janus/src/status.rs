@@ -64,9 +64,7 @@ struct Requests {
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
-    let answer = session::runtime()?.block_on(asked(&args.endpoint, |mut client: ClusterClient<Channel>| async move {
-        client.status(StatusRequest {}).await
-    }))?;
+    let answer = session::runtime()?.block_on(cluster(&args.endpoint))?;
     if args.json {
         return output::print_json(&json(&answer));
     }
@@ -84,13 +82,37 @@ pub(crate) fn drain(args: Drain) -> Outcome {
     Ok(())
 }
 
+/// What the leader says. A standby knows the members alone, and is believed only if no leader answers.
+pub(crate) async fn cluster(endpoints: &str) -> Outcome<StatusResponse> {
+    let ask = |mut client: ClusterClient<Channel>| async move { client.status(StatusRequest {}).await };
+    let mut addresses: Vec<String> = addresses(endpoints);
+    let (mut standby, mut last, mut at) = (None, Failure::mistake("--endpoint is empty: give host:port"), 0);
+    while let Some(address) = addresses.get(at).cloned() {
+        at += 1;
+        match asked(&address, ask).await {
+            Ok(answer) if !answer.pipelines.is_empty() => return Ok(answer),
+            Ok(answer) => {
+                if !answer.leader_address.is_empty() && !addresses.contains(&answer.leader_address) {
+                    addresses.push(answer.leader_address.clone());
+                }
+                standby = Some(answer);
+            }
+            Err(error) => last = error,
+        }
+    }
+    standby.ok_or(last)
+}
+
+fn addresses(endpoints: &str) -> Vec<String> {
+    endpoints.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect()
+}
+
 /// Asks one coordinator after the other, and the leader that one of them names.
 pub(crate) async fn asked<R, F>(endpoints: &str, call: impl Fn(ClusterClient<Channel>) -> F) -> Outcome<R>
 where
     F: Future<Output = Result<Response<R>, tonic::Status>>,
 {
-    let mut addresses: Vec<String> =
-        endpoints.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect();
+    let mut addresses = addresses(endpoints);
     let mut last = Failure::mistake("--endpoint is empty: give host:port");
     let mut at = 0;
     while let Some(address) = addresses.get(at).cloned() {

@@ -7,11 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use janus_wire::v1::StatusRequest;
-use janus_wire::v1::cluster_client::ClusterClient;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use crate::args::{Tether, Up};
 use crate::failure::{Failure, Outcome};
@@ -78,8 +75,8 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     let endpoints = public.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let ready = async {
         loop {
-            let ask = |mut client: ClusterClient<Channel>| async move { client.status(StatusRequest {}).await };
-            if let Ok(answer) = status::asked(&endpoints, ask).await
+            // Whichever of them leads.
+            if let Ok(answer) = status::cluster(&endpoints).await
                 && !answer.pipelines.is_empty()
                 && answer.pipelines.iter().all(|p| p.state == "ready")
                 && ["encoder", "decoder"].iter().all(|role| answer.members.iter().any(|m| m.roles.iter().any(|r| r == role)))

@@ -204,7 +204,7 @@ impl Conductor {
     /// A member's state, in one word.
     pub fn state_of(&self, member: &Member) -> &'static str {
         let id = &member.id;
-        if !self.fits(member) && member.roles.contains(&Role::Stage) {
+        if !self.fits(member) {
             return "foreign";
         }
         if self.suspects.contains_key(id) {

@@ -22,7 +22,7 @@ pub(super) async fn chat(
     let work = work(shared, tenant, request, &Logs::default())?;
     shared.admit()?;
     // Features are pushed before the unit is queued, so that its prompt finds them.
-    within(left, shared.understand(tenant, &work.pictures, work.home)).await?;
+    within(left, shared.understand(tenant, &work.pictures, work.home.home)).await?;
     let reader = shared.join(tenant, work).await?;
     let shared = shared.clone();
     Ok(stream(shared.over.clone(), place, left, move |out| follow(shared, reader, stops, out)))
@@ -50,7 +50,8 @@ pub(super) fn work(shared: &Arc<Shared>, tenant: &str, mut request: v1::ChatRequ
     }
     name_pictures(&mut request, &pictures);
     let fingerprint = fingerprint("chat", &request);
-    let (target, home) = (wanted.min(room.max(1)), shared.route());
+    let target = wanted.min(room.max(1));
+    let home = shared.route(target);
     let ids: Vec<UnitId> = shared.unit_ids(1).collect();
     let record = Record::new(fingerprint, ids.clone(), &[], prompt.ids.clone());
     let key = format!("{tenant}/{}#0", header.id);
@@ -76,6 +77,7 @@ pub(super) fn work(shared: &Arc<Shared>, tenant: &str, mut request: v1::ChatRequ
         request: Some(admitted_request::Request::Chat(request)),
         blobs: pictures.iter().map(|blob| blob.data.clone()).collect(),
         admitted_unix_ms: params::now_unix_ms(),
+        model: shared.identity.model.to_vec().into(),
     };
     Ok(Work { header, fingerprint, record, specs, pictures, home, admitted })
 }

@@ -59,7 +59,9 @@ pub(super) async fn work(
         _ => Vec::new(),
     };
 
-    let (total, home) = (spec.image_tokens(), shared.route());
+    let total = spec.image_tokens();
+    let branches = if sampling.cfg_weight == 1.0 { 1 } else { 2 };
+    let home = shared.route(count as usize * (total - keep.len()) * branches);
     let ids: Vec<UnitId> = shared.unit_ids(count as usize).collect();
     let record = Record::new(fingerprint, ids.clone(), &keep, prompt.cond.clone());
     let mut specs = Vec::new();
@@ -82,6 +84,7 @@ pub(super) async fn work(
         request: Some(admitted_request::Request::Image(request)),
         blobs: initial.iter().map(|blob| blob.data.clone()).collect(),
         admitted_unix_ms: params::now_unix_ms(),
+        model: shared.identity.model.to_vec().into(),
     };
     Ok(Work { header, fingerprint, record, specs, pictures: Vec::new(), home, admitted })
 }
