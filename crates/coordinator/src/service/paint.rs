@@ -112,6 +112,7 @@ fn unit(
         band,
         log: Vec::new(),
         key: String::new(),
+        admitted: false,
     }
 }
 
