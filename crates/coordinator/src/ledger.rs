@@ -66,7 +66,7 @@ impl Logs {
     }
 
     /// The log of a unit that draws `most` ids; the last one is always drawn again, so that the unit has an end.
-    pub(crate) fn of(&self, key: &str, most: usize) -> Vec<u32> {
+    pub fn of(&self, key: &str, most: usize) -> Vec<u32> {
         let log = self.0.get(key).map(Vec::as_slice).unwrap_or_default();
         log[..log.len().min(most.saturating_sub(1))].to_vec()
     }

@@ -10,7 +10,6 @@ mod front;
 mod images;
 pub mod lead;
 pub mod ledger;
-mod pace;
 mod params;
 pub mod pipeline;
 mod pool;

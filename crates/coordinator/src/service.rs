@@ -318,7 +318,8 @@ impl Shared {
 
     /// Begins a request that is written down already; it runs to its end whether anybody asks for it or not.
     async fn take_on(self: &Arc<Self>, tenant: &str, work: Work) {
-        let Work { header, fingerprint, record, specs, pictures, home, .. } = work;
+        let Work { header, fingerprint, record, mut specs, pictures, home, .. } = work;
+        specs.iter_mut().for_each(|spec| spec.admitted = true);
         let key = format!("{tenant}/{}", header.id);
         let Joined::New(reader) = self.requests.join(&key, fingerprint, || record, self.leaving(&key)) else { return };
         reader.record.accept(true);

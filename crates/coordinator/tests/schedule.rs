@@ -165,6 +165,7 @@ fn spec(id: UnitId, dice: &mut Dice) -> UnitSpec {
         band: if dice.roll(3) == 0 { Band::Batch } else { Band::Interactive },
         log: Vec::new(),
         key: String::new(),
+        admitted: false,
     }
 }
 
@@ -277,6 +278,7 @@ fn text(id: UnitId, prompt: usize, target: usize) -> UnitSpec {
         band: Band::Interactive,
         log: Vec::new(),
         key: String::new(),
+        admitted: false,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use janus_cluster::{Member, Probe, Registration, RegistrationState, Role as MemberRole, StoreConfig, random_incarnation};
@@ -14,7 +13,7 @@ use janus_wire::v1::{DrainNodeRequest, DrainNodeResponse, IdentifyRequest, Ident
 use janus_wire::{Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
-use janus_worker::stage::{ModelLoader, StageService};
+use janus_worker::stage::{Fence, ModelLoader, StageService};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -263,7 +262,7 @@ struct NodeService {
     incarnation: String,
     identity: Identity,
     drain: CancellationToken,
-    fence: Arc<AtomicU64>,
+    fence: Arc<Fence>,
 }
 
 #[tonic::async_trait]
@@ -275,11 +274,7 @@ impl Node for NodeService {
     async fn drain(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
         let hello = request.into_inner().hello;
         self.identity.check(hello.as_ref()).map_err(janus_worker::Error::from)?;
-        let asked = hello.map_or(0, |h| h.epoch >> 32);
-        let current = self.fence.fetch_max(asked, Ordering::SeqCst);
-        if asked < current {
-            return Err(janus_worker::Error::Fenced { asked, current }.into());
-        }
+        self.fence.enter(hello.map_or(0, |h| h.epoch))?;
         self.drain.cancel();
         Ok(Response::new(DrainNodeResponse {}))
     }

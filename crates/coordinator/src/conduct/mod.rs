@@ -162,8 +162,10 @@ impl Conductor {
         match event {
             Event::Members(members) => self.members(now, members, &mut actions),
             Event::Ready { pipeline, epoch } => {
-                if let Some(p) = self.pipelines.get_mut(pipeline) {
-                    p.ready(epoch);
+                if self.pipelines.get_mut(pipeline).is_some_and(|p| p.ready(epoch)) {
+                    // Whoever waits for nodes may have found nobody ready to take its units.
+                    let parked = (0..self.pipelines.len()).filter(|i| self.pipelines[*i].parked);
+                    actions.extend(parked.map(Action::Parked));
                 }
             }
             Event::Lost { pipeline, epoch, reason, stage } => self.lost(now, pipeline, epoch, reason, stage, &mut actions),
@@ -224,7 +226,7 @@ impl Conductor {
         let mut seen = BTreeSet::new();
         for pipeline in &self.pipelines {
             let Some(placed) = &pipeline.placed else { continue };
-            if placed.placement.stages.iter().any(|stage| !seen.insert(&stage.node)) {
+            if pipeline.is_running() && placed.placement.stages.iter().any(|stage| !seen.insert(&stage.node)) {
                 return Some("a node is in two places");
             }
             let mut next = 0;
@@ -411,7 +413,9 @@ impl Conductor {
     }
 
     fn node(&self, m: &Member) -> NodeSpec {
-        let holds = self.pipelines.iter().find_map(|p| p.layers_of(&m.id));
+        // A pipeline that does not run may name a node that serves another one by now.
+        let (running, others): (Vec<_>, Vec<_>) = self.pipelines.iter().partition(|p| p.is_running());
+        let holds = running.into_iter().chain(others).find_map(|p| p.layers_of(&m.id));
         let preloaded = self.preloaded.get(&m.id).filter(|(layers, done)| *done && !layers.is_empty());
         NodeSpec {
             id: m.id.clone(),
@@ -444,9 +448,9 @@ impl Conductor {
             Ok(None) => return,
             Err(reason) => {
                 let p = &mut self.pipelines[i];
-                let news = p.reason != reason;
                 p.reason = reason;
-                if news && !p.is_running() {
+                // What is left of it is free for the others until it can run again.
+                if !p.is_running() && !std::mem::replace(&mut p.parked, true) {
                     actions.push(Action::Parked(i));
                 }
                 return;
@@ -560,7 +564,8 @@ impl Conductor {
             let holds = self.members.get(&node).and_then(|m| m.layers).is_some();
             if known != want || (want.is_empty() && holds && !self.preloaded.contains_key(&node)) {
                 self.preloaded.insert(node.clone(), (want.clone(), false));
-                let epoch = self.fence << 32;
+                // Not older than any place that was given, but older than the next one: a late order undoes nothing.
+                let epoch = (self.fence << 32) | self.placements;
                 actions.push(Action::Load(node, want, epoch));
             }
         }

@@ -39,6 +39,8 @@ pub(super) struct Pipeline {
     pub(super) inherited: Option<PipelinePlan>,
     /// Losses since it was ready last.
     pub(super) losses: u32,
+    /// There are no nodes for it.
+    pub(super) parked: bool,
     /// Why it does not run.
     pub(super) reason: String,
     /// When it changed last.
@@ -63,13 +65,16 @@ pub struct Standing {
 }
 
 impl Pipeline {
-    pub(super) fn ready(&mut self, epoch: u64) {
+    /// Its canary went through; false if that is not news.
+    pub(super) fn ready(&mut self, epoch: u64) -> bool {
         if let Some(placed) = self.placed.as_mut().filter(|p| p.placement.epoch == epoch && !p.lost) {
             placed.ready = true;
             self.begun = true;
             self.losses = 0;
             self.reason.clear();
+            return true;
         }
+        false
     }
 
     /// The placement of this epoch is over; its nodes, which are to be asked. None if it was known, or is an old one.
@@ -115,15 +120,16 @@ impl Pipeline {
         placed.placement.stages.iter().find(|s| s.node == node).map(|s| s.layers.clone())
     }
 
-    /// Nodes it has, and nodes it is about to have.
+    /// Nodes it has, and nodes it is about to have; while it is parked it has none.
     pub(super) fn nodes(&self) -> impl Iterator<Item = &String> {
-        let placed = self.placed.iter().flat_map(|p| p.placement.stages.iter().map(|s| &s.node));
+        let placed = self.placed.iter().filter(|_| !self.parked).flat_map(|p| p.placement.stages.iter().map(|s| &s.node));
         placed.chain(self.next.iter().flat_map(|n| n.plan.stages.iter().map(|s| &s.node)))
     }
 
     pub(super) fn begin(&mut self, plan: PipelinePlan, epoch: u64) {
         let waiting = plan.stages.iter().map(|s| s.node.clone()).collect();
         self.next = Some(Next { plan, epoch, waiting });
+        self.parked = false;
     }
 
     pub(super) fn placed_as(&mut self, plan: PipelinePlan, placement: Placement) {

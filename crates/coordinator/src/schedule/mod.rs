@@ -27,7 +27,7 @@ pub struct Limits {
     pub slots: usize,
     /// Positions of KV memory over all branches of all open units.
     pub kv_positions: usize,
-    /// Units that may wait.
+    /// Units that may wait before new ones are refused; what was admitted elsewhere may be more.
     pub queue: usize,
     /// Distinct compute pools in the pipeline: one more microbatch than these is in flight.
     pub pools: usize,
@@ -155,6 +155,7 @@ impl Scheduler {
         let all = std::mem::take(&mut self.waiting).into_iter().chain(parked);
         all.map(|Waiting { mut spec, known, .. }| {
             spec.log = known[spec.keep.len()..].to_vec();
+            spec.admitted = true;
             spec
         })
         .collect()
@@ -189,7 +190,7 @@ impl Scheduler {
             actions.push(Action::Failed(id, reason));
             return;
         }
-        if self.waiting.len() >= self.limits.queue {
+        if !spec.admitted && self.waiting.len() >= self.limits.queue {
             actions.push(Action::Refused(id));
             return;
         }

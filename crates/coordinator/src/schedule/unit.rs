@@ -44,6 +44,8 @@ pub struct UnitSpec {
     pub log: Vec<u32>,
     /// Names its token log at the first stage; empty if nobody will ask for it.
     pub key: String,
+    /// It was admitted before, here or elsewhere: a full queue is no reason to refuse it.
+    pub admitted: bool,
 }
 
 impl UnitSpec {
@@ -131,7 +133,8 @@ impl Active {
             kind: self.spec.kind.into(),
             capacity: self.spec.capacity() as u32,
             sampling: Some(self.spec.sampling),
-            prompt: self.spec.prompt as u32,
+            // Kept ids are no part of the log: whoever goes on with it has them from the request.
+            prompt: (self.spec.prompt + self.spec.keep.len()) as u32,
             key: self.spec.key.clone(),
         };
         SlotOp { slot: self.slot as u32, generation: self.generation, op: Some(slot_op::Op::Open(open)) }

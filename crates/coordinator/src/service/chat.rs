@@ -69,6 +69,7 @@ pub(super) fn work(shared: &Arc<Shared>, tenant: &str, mut request: v1::ChatRequ
         band: header.band,
         log: log.clone(),
         key: key.clone(),
+        admitted: false,
     };
     let specs = ids.into_iter().map(unit).collect();
     request.header = stored_header;

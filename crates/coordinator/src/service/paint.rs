@@ -115,6 +115,7 @@ fn unit(
         band,
         log: Vec::new(),
         key: String::new(),
+        admitted: false,
     }
 }
 

@@ -105,6 +105,25 @@ impl<C: Compute> StageCore<C> {
         keyed.map(|slot| TokenLog { key: slot.key.clone(), ids: slot.log.clone() }).collect()
     }
 
+    /// What must hold between any two frames; names the first violation.
+    pub fn violated(&self) -> Option<&'static str> {
+        for (slot, newest) in self.slots.iter().zip(&self.newest) {
+            let Some(slot) = slot else { continue };
+            if slot.generation != *newest {
+                return Some("a slot is open in an old generation");
+            }
+            if slot.length > slot.capacity {
+                return Some("a slot holds more than was reserved");
+            }
+            // Every position after the prompt came from an id that was drawn.
+            let kept = if self.first() && !slot.key.is_empty() { slot.length.saturating_sub(slot.prompt) } else { 0 };
+            if slot.log.len() != kept {
+                return Some("a token log and its slot differ in length");
+            }
+        }
+        None
+    }
+
     fn first(&self) -> bool {
         self.compute.layers().start == 0
     }
@@ -198,6 +217,7 @@ impl<C: Compute> StageCore<C> {
             }
         }
         self.counters.frames += 1;
+        debug_assert_eq!(self.violated(), None);
         let result = self.last().then(|| self.results(&body, &rows));
         Ok(Applied { body, rows, result })
     }

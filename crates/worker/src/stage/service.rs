@@ -8,16 +8,14 @@ use std::time::Duration;
 
 use janus_wire::v1::stage_client::StageClient;
 use janus_wire::v1::stage_server::{Stage, StageServer};
-use janus_wire::v1::{
-    self, Frame, Hello, LinkAnswer, LinkMessage, ResultMessage, Role, StepResult, link_message, result_message,
-};
+use janus_wire::v1::{self, Hello, LinkAnswer, LinkMessage, ResultMessage, Role, StepResult, link_message, result_message};
 use janus_wire::{Identity, MAX_NODE_MESSAGE, Security, frame};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Applied, Compute, Features, Loader, StageCore};
+use super::{Applied, Compute, Features, Fence, Loader, Order, StageCore};
 use crate::{ComputeThread, Error};
 
 /// Frames or results that wait for a neighbour to take them; the sender then waits too.
@@ -59,7 +57,7 @@ struct Shared<C> {
     /// One reconfiguration at a time.
     configuring: tokio::sync::Mutex<()>,
     /// The highest fencing epoch that a coordinator came with.
-    fence: AtomicU64,
+    fence: Fence,
     refused_frames: AtomicU64,
     /// Microseconds to wait after each frame: tests blow at what would be over before they strike.
     delay: AtomicU64,
@@ -135,7 +133,7 @@ impl<C: Compute> StageService<C> {
             slots,
             place: Mutex::new(None),
             configuring: tokio::sync::Mutex::new(()),
-            fence: AtomicU64::new(0),
+            fence: Fence::default(),
             refused_frames: AtomicU64::new(0),
             delay: AtomicU64::new(0),
             shutdown,
@@ -174,16 +172,6 @@ impl<C: Compute> Shared<C> {
         match asked == held {
             true => Ok(()),
             false => Err(Error::Layers { held, asked }),
-        }
-    }
-
-    /// Only the newest coordinator may change anything: its fencing epoch is the upper half of a pipeline's epoch.
-    fn fence(&self, hello: &Hello) -> Result<(), Error> {
-        let asked = hello.epoch >> 32;
-        let current = self.fence.fetch_max(asked, Ordering::SeqCst);
-        match asked < current {
-            true => Err(Error::Fenced { asked, current }),
-            false => Ok(()),
         }
     }
 
@@ -253,27 +241,6 @@ impl<C: Compute> Shared<C> {
         Ok(Output::Next(sender))
     }
 
-    /// Checks that a frame is the next one of its link.
-    fn open_frame(
-        &self,
-        frame: &Frame,
-        pipeline: u64,
-        epoch: u64,
-        sequence: u64,
-    ) -> Result<v1::FrameBody, janus_wire::Error> {
-        let body = frame::open(frame)?;
-        for (what, found, wanted) in [
-            ("pipeline", body.pipeline, pipeline),
-            ("epoch", body.epoch, epoch),
-            ("sequence number", body.sequence, sequence),
-        ] {
-            if found != wanted {
-                return Err(janus_wire::Error::Frame(format!("its {what} is {found}, expected {wanted}")));
-            }
-        }
-        Ok(body)
-    }
-
     /// Takes frames from the previous node until either side ends or a frame is not the next one.
     async fn run_link(
         &self,
@@ -282,7 +249,7 @@ impl<C: Compute> Shared<C> {
         output: Output,
         over: &CancellationToken,
     ) -> Result<(), Error> {
-        let mut sequence = 0;
+        let (mut order, mut sequence) = (Order::new(pipeline, epoch), 0);
         loop {
             let message = tokio::select! {
                 message = incoming.message() => message,
@@ -299,7 +266,7 @@ impl<C: Compute> Shared<C> {
                 }
                 Ok(None) | Err(_) => return Ok(()),
             };
-            let body = self.open_frame(&frame, pipeline, epoch, sequence).inspect_err(|_| {
+            let body = order.open(&frame).inspect_err(|_| {
                 self.refused_frames.fetch_add(1, Ordering::Relaxed);
             })?;
             let features = self.features.clone();
@@ -366,7 +333,7 @@ impl<C: Compute> Stage for StageService<C> {
         let request = request.into_inner();
         shared.identity.check(request.hello.as_ref()).map_err(Error::from)?;
         let hello = request.hello.clone().unwrap_or_default();
-        shared.fence(&hello)?;
+        shared.fence.enter(hello.epoch)?;
         let layers = request.first_layer as usize..request.end_layer as usize;
         let held = shared.held.borrow().clone();
         let Some(loader) = shared.loader.clone() else {
@@ -376,7 +343,12 @@ impl<C: Compute> Stage for StageService<C> {
             };
         };
         let _turn = shared.configuring.lock().await;
+        // Meanwhile another coordinator may have come, or another place.
+        shared.fence.enter(hello.epoch)?;
         if layers.is_empty() {
+            if let Some(current) = shared.place().as_ref().map(|place| place.epoch).filter(|epoch| hello.epoch < *epoch) {
+                return Err(Error::OldEpoch { pipeline: hello.pipeline, asked: hello.epoch, current }.into());
+            }
             shared.release().await?;
         } else if layers != held {
             let (loading, from) = (layers.clone(), loader.clone());
@@ -393,7 +365,7 @@ impl<C: Compute> Stage for StageService<C> {
         let shared = &self.0;
         let request = request.into_inner();
         shared.identity.check(request.hello.as_ref()).map_err(Error::from)?;
-        shared.fence(&request.hello.unwrap_or_default())?;
+        shared.fence.enter(request.hello.unwrap_or_default().epoch)?;
         let logs = shared.thread.call(|core| core.as_ref().map(StageCore::logs).unwrap_or_default()).await?;
         Ok(Response::new(v1::LogsResponse { logs }))
     }
@@ -403,7 +375,7 @@ impl<C: Compute> Stage for StageService<C> {
         let request = request.into_inner();
         shared.identity.check(request.hello.as_ref()).map_err(Error::from)?;
         let hello = request.hello.clone().unwrap_or_default();
-        shared.fence(&hello)?;
+        shared.fence.enter(hello.epoch)?;
         let layers = layers_of(Some(&hello));
         let last = layers.end == shared.total_layers;
         if request.next.is_empty() != last {
@@ -415,6 +387,7 @@ impl<C: Compute> Stage for StageService<C> {
             .into());
         }
         let _turn = shared.configuring.lock().await;
+        shared.fence.enter(hello.epoch)?;
         if let Some(place) = shared.place().as_ref() {
             if hello.epoch <= place.epoch {
                 return Err(Error::OldEpoch { pipeline: hello.pipeline, asked: hello.epoch, current: place.epoch }.into());

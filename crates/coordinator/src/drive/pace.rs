@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use janus_wire::v1::FrameBody;
-use tokio::time::Instant;
+
+use super::core::Now;
 
 /// No step is overdue before this.
 const LEAST: Duration = Duration::from_secs(2);
@@ -17,24 +18,23 @@ const REMEMBERED: usize = 65;
 
 /// The steps of one epoch that are on their way, and how fast the latest ones were.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(super) struct Pace {
     /// Microbatch, rows, and when it was its turn.
-    flying: BTreeMap<u64, (usize, Instant)>,
+    flying: BTreeMap<u64, (usize, Now)>,
     /// Seconds per row of the latest steps, in a ring.
     seconds: Vec<f64>,
     next: usize,
 }
 
 impl Pace {
-    pub(crate) fn sent(&mut self, body: &FrameBody) {
+    pub(super) fn sent(&mut self, now: Now, body: &FrameBody) {
         let rows = body.units.iter().map(|unit| unit.positions as usize).sum::<usize>().max(1);
-        self.flying.insert(body.microbatch, (rows, Instant::now()));
+        self.flying.insert(body.microbatch, (rows, now));
     }
 
-    pub(crate) fn came(&mut self, microbatch: u64) {
+    pub(super) fn came(&mut self, now: Now, microbatch: u64) {
         let Some((rows, at)) = self.flying.remove(&microbatch) else { return };
-        let now = Instant::now();
-        let seconds = (now - at).as_secs_f64() / rows as f64;
+        let seconds = now.saturating_sub(at).as_secs_f64() / rows as f64;
         match self.seconds.len() < REMEMBERED {
             true => self.seconds.push(seconds),
             false => self.seconds[self.next % REMEMBERED] = seconds,
@@ -45,7 +45,7 @@ impl Pace {
     }
 
     /// When the oldest step is overdue; none while nothing is on its way.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Now> {
         let (rows, since) = self.flying.values().next()?;
         Some(*since + self.allowed(*rows))
     }
@@ -59,8 +59,8 @@ impl Pace {
         }
     }
 
-    pub(crate) fn overdue(&self) -> String {
-        let waited = self.flying.values().next().map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
+    pub(super) fn overdue(&self, now: Now) -> String {
+        let waited = self.flying.values().next().map_or(0.0, |(_, since)| now.saturating_sub(*since).as_secs_f64());
         format!("a step is overdue: no answer for {waited:.1} s")
     }
 }
@@ -74,30 +74,32 @@ mod tests {
         FrameBody { microbatch, units: vec![Unit { positions, ..Unit::default() }], ..FrameBody::default() }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_step_is_overdue_by_what_is_usual() {
+    fn ms(ms: u64) -> Now {
+        Now::from_millis(ms)
+    }
+
+    #[test]
+    fn a_step_is_overdue_by_what_is_usual() {
         let mut pace = Pace::default();
         assert_eq!(pace.deadline(), None);
-        pace.sent(&body(0, 1));
-        assert_eq!(pace.deadline(), Some(Instant::now() + FIRST));
-        tokio::time::advance(Duration::from_millis(500)).await;
-        pace.came(0);
-        pace.sent(&body(1, 1));
-        assert_eq!(pace.deadline(), Some(Instant::now() + Duration::from_secs(4)));
-        pace.sent(&body(2, 64));
-        tokio::time::advance(Duration::from_secs(1)).await;
-        pace.came(1);
-        assert!(pace.deadline() > Some(Instant::now() + Duration::from_secs(200)));
-        pace.came(2);
+        pace.sent(ms(0), &body(0, 1));
+        assert_eq!(pace.deadline(), Some(FIRST));
+        pace.came(ms(500), 0);
+        pace.sent(ms(500), &body(1, 1));
+        assert_eq!(pace.deadline(), Some(ms(4500)));
+        pace.sent(ms(500), &body(2, 64));
+        pace.came(ms(1500), 1);
+        assert!(pace.deadline() > Some(ms(201_500)));
+        pace.came(ms(1500), 2);
         assert_eq!(pace.deadline(), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn fast_steps_still_have_two_seconds() {
+    #[test]
+    fn fast_steps_still_have_two_seconds() {
         let mut pace = Pace::default();
-        pace.sent(&body(0, 1));
-        pace.came(0);
-        pace.sent(&body(1, 2));
-        assert_eq!(pace.deadline(), Some(Instant::now() + LEAST));
+        pace.sent(ms(7), &body(0, 1));
+        pace.came(ms(7), 0);
+        pace.sent(ms(7), &body(1, 2));
+        assert_eq!(pace.deadline(), Some(ms(7) + LEAST));
     }
 }

@@ -1,4 +1,8 @@
 //! Runs the scheduler against a pipeline: a loop on a thread of its own, so that public traffic cannot delay a step.
+//! What it decides is in [`core`].
+
+pub mod core;
+mod pace;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -6,16 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use janus_wire::v1::{Frame, FrameBody, Kind, LinkMessage, Sampling, StepResult, link_message, result_message};
+use janus_wire::v1::{Frame, LinkMessage, ResultMessage, StepResult, link_message, result_message};
 use janus_wire::{Identity, Security, frame};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::pace::Pace;
+use self::core::{Core, Deed, Now};
 use crate::pipeline::{self, Ends, Placement, StageNode};
 use crate::request::{Failure, Record};
-use crate::schedule::{Action, Band, Event, Finish, Limits, Scheduler, UnitId, UnitSpec};
+use crate::schedule::{Action, Event, Finish, Limits, UnitId, UnitSpec};
 
 /// Commands that wait for the loop.
 const QUEUE: usize = 1024;
@@ -216,10 +220,11 @@ impl Driver {
         let stats = Arc::new(Stats::default());
         let handle = DriverHandle { commands, ready: watching, trouble: troubled, placed: placing, stats: stats.clone() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let scheduler = Scheduler::new(self.limits);
+        let core = Core::new(self.pipeline, self.limits, self.canary.clone());
         let run = Run {
             driver: self,
-            scheduler,
+            core,
+            started: Instant::now(),
             sinks: HashMap::new(),
             inbox,
             ready,
@@ -234,12 +239,10 @@ impl Driver {
     }
 }
 
-/// The canary's unit id; real ones begin at 1.
-const CANARY: UnitId = 0;
-
 struct Run {
     driver: Driver,
-    scheduler: Scheduler,
+    core: Core,
+    started: Instant,
     sinks: HashMap<UnitId, Sink>,
     inbox: mpsc::Receiver<Command>,
     ready: watch::Sender<bool>,
@@ -249,15 +252,6 @@ struct Run {
     epoch: u64,
     /// When something that ran was lost, until the next id is drawn.
     lost_at: Option<Instant>,
-}
-
-/// One connected epoch.
-struct Link {
-    ends: Ends,
-    epoch: u64,
-    sent: u64,
-    received: u64,
-    pace: Pace,
 }
 
 /// How an epoch ended.
@@ -280,8 +274,7 @@ impl Run {
             let (news, proven) = match pipeline::connect(&placement, identity, security, *pipeline).await {
                 Ok(ends) => {
                     tracing::info!(pipeline, epoch = self.epoch, stages = placement.stages.len(), "pipeline connected");
-                    let link = Link { ends, epoch: self.epoch, sent: 0, received: 0, pace: Pace::default() };
-                    let end = self.run(link, placement.pools, &shutdown).await;
+                    let end = self.run(ends, placement.pools, &shutdown).await;
                     let proven = self.ready.send_replace(false);
                     match end {
                         End::Shutdown => return,
@@ -340,69 +333,78 @@ impl Run {
             tokio::select! {
                 done = &mut done => return Some(done),
                 command = self.inbox.recv() => {
-                    self.command(command?);
+                    // Without a pipeline nothing is sent, so all of it is news.
+                    for deed in self.command(command?) {
+                        if let Deed::Tell(action) = deed {
+                            self.news(action);
+                        }
+                    }
                 }
                 () = shutdown.cancelled() => return None,
             }
         }
     }
 
+    fn now(&self) -> Now {
+        self.started.elapsed()
+    }
+
     /// Works until the epoch ends.
-    async fn run(&mut self, mut link: Link, pools: usize, shutdown: &CancellationToken) -> End {
+    async fn run(&mut self, mut ends: Ends, pools: usize, shutdown: &CancellationToken) -> End {
         let mut coming = match &self.driver.places {
             Places::Fixed(_) => None,
             Places::Led(coming, _) => Some(coming.clone()),
         };
-        let mut actions = self.scheduler.step(Event::Submit(Box::new(self.canary())));
-        actions.extend(self.scheduler.step(Event::PipelineUp(pools)));
+        let mut deeds = self.core.up(self.now(), self.epoch, pools);
         let end = loop {
-            if let Err(reason) = self.act(actions, &mut link).await {
+            if let Err(reason) = self.act(deeds, &ends).await {
                 break End::Lost(reason);
             }
-            let deadline = link.pace.deadline();
-            actions = tokio::select! {
+            let deadline = self.core.deadline().map(|at| self.started + at);
+            deeds = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break End::Shutdown,
-                result = link.ends.results.message() => match link.check(result) {
-                    Ok(result) => {
-                        link.pace.came(result.microbatch);
-                        self.scheduler.step(Event::Result(result))
+                result = ends.results.message() => {
+                    match result_of(result).and_then(|result| self.core.result(self.now(), result)) {
+                        Ok(deeds) => deeds,
+                        Err(reason) => break End::Lost(reason),
                     }
-                    Err(reason) => break End::Lost(reason),
-                },
-                answer = link.ends.answers.message() => {
+                }
+                answer = ends.answers.message() => {
                     break End::Lost(answer.err().map_or("its link ended".to_owned(), |status| status.message().to_owned()));
                 }
-                () = newer(&mut coming, link.epoch) => break End::Moved,
-                () = until(deadline) => break End::Lost(link.pace.overdue()),
+                () = newer(&mut coming, self.epoch) => break End::Moved,
+                () = until(deadline) => break End::Lost(self.core.overdue(self.now())),
                 command = self.inbox.recv() => match command {
                     Some(command) => self.command(command),
                     None => break End::Shutdown,
                 },
             };
+            if !self.core.connected() {
+                break End::Lost("its units went to another pipeline".to_owned());
+            }
         };
         if !matches!(end, End::Shutdown) {
             self.stats.failures.fetch_add(u64::from(matches!(end, End::Lost(_))), Ordering::Relaxed);
-            if self.scheduler.counts().1 > usize::from(!*self.ready.borrow()) {
+            if self.core.scheduler().counts().1 > usize::from(!*self.ready.borrow()) {
                 self.lost_at.get_or_insert(Instant::now());
             }
         }
-        self.scheduler.step(Event::Cancel(CANARY));
-        self.scheduler.step(Event::PipelineDown);
+        self.core.over();
         self.count();
         end
     }
 
     fn count(&self) {
-        let (waiting, active, parked) = self.scheduler.counts();
+        let (waiting, active, parked) = self.core.scheduler().counts();
         let stats = &self.stats;
         stats.waiting.store(waiting, Ordering::Relaxed);
         stats.active.store(active, Ordering::Relaxed);
         stats.parked.store(parked, Ordering::Relaxed);
-        stats.backlog.store(self.scheduler.backlog(), Ordering::Relaxed);
+        stats.backlog.store(self.core.scheduler().backlog(), Ordering::Relaxed);
     }
 
-    fn command(&mut self, command: Command) -> Vec<Action> {
+    fn command(&mut self, command: Command) -> Vec<Deed> {
         let event = match command {
             Command::Submit(spec, sink) => {
                 self.sinks.insert(spec.id, sink);
@@ -414,60 +416,67 @@ impl Run {
             }
             Command::FeaturesReady(unit) => Event::FeaturesReady(unit),
             Command::Logs(reply) => {
-                let logs = self.scheduler.logs().map(|(key, log)| (key.to_owned(), log.to_vec())).collect();
+                let logs = self.core.scheduler().logs().map(|(key, log)| (key.to_owned(), log.to_vec())).collect();
                 let _ = reply.send(logs);
                 return Vec::new();
             }
             Command::Evacuate(reply) => {
-                let units = self.scheduler.evacuate().into_iter();
+                let units = self.core.evacuate().into_iter();
                 let units = units.filter_map(|spec| self.sinks.remove(&spec.id).map(|sink| (spec, sink))).collect();
                 self.count();
                 let _ = reply.send(units);
                 return Vec::new();
             }
         };
-        let actions = self.scheduler.step(event);
+        let deeds = self.core.step(self.now(), event);
         self.count();
-        // Without a pipeline nothing is sent, so what is left is news.
-        actions.into_iter().filter_map(|action| self.news(action)).collect()
+        deeds
     }
 
-    async fn act(&mut self, actions: Vec<Action>, link: &mut Link) -> Result<(), String> {
-        for action in actions {
-            let Some(action) = self.news(action) else { continue };
-            match action {
-                Action::Send(body) => link.send(self.driver.pipeline, body).await?,
-                Action::Finished(CANARY, _) => {
+    /// Does what was decided. News come first whatever breaks: an id that was drawn is not drawn again.
+    async fn act(&mut self, deeds: Vec<Deed>, ends: &Ends) -> Result<(), String> {
+        let mut frames = Vec::new();
+        let mut unfit = None;
+        for deed in deeds {
+            match deed {
+                Deed::Send(body) => frames.push(body),
+                Deed::Tell(action) => self.news(action),
+                Deed::Ready => {
                     self.ready.send_replace(true);
                     self.stats.proven.store(true, Ordering::Relaxed);
                     self.report(News::Ready);
                 }
-                Action::Failed(CANARY, reason) => {
-                    self.trouble.send_replace(Some(reason.clone()));
-                    return Err(format!("the canary failed: {reason}"));
-                }
-                _ => {}
+                Deed::Unfit(reason) => unfit = Some(reason),
             }
-            self.stats.microbatches.store(link.sent, Ordering::Relaxed);
         }
+        self.stats.microbatches.store(self.core.sent(), Ordering::Relaxed);
         self.count();
+        if let Some(reason) = unfit {
+            self.trouble.send_replace(Some(reason.clone()));
+            return Err(format!("the canary failed: {reason}"));
+        }
+        for body in frames {
+            let frame: Frame = frame::seal(&body, Bytes::new());
+            let message = LinkMessage { message: Some(link_message::Message::Frame(frame)) };
+            ends.frames.send(message).await.map_err(|_| "the first stage takes no frames".to_owned())?;
+        }
         Ok(())
     }
 
-    /// Writes what concerns a request into its record; hands back everything else.
-    fn news(&mut self, action: Action) -> Option<Action> {
+    /// Writes what concerns a request into its record.
+    fn news(&mut self, action: Action) {
         let unit = match &action {
-            Action::Send(_) => return Some(action),
+            Action::Send(_) => return,
             Action::Queued(unit, _) | Action::Started(unit) | Action::Id(unit, _) | Action::Finished(unit, _) => *unit,
             Action::Failed(unit, _) | Action::Refused(unit) | Action::NeedFeatures(unit) | Action::Resumed(unit) => *unit,
         };
-        if let (Action::Id(..), Some(lost)) = (&action, self.lost_at.filter(|_| unit != CANARY)) {
+        if let (Action::Id(..), Some(lost)) = (&action, self.lost_at) {
             self.lost_at = None;
             let took = lost.elapsed();
             self.stats.recovery_ms.store((took.as_millis() as u64).max(1), Ordering::Relaxed);
             tracing::info!(pipeline = self.driver.pipeline, seconds = took.as_secs_f64(), "work goes on");
         }
-        let Some(sink) = self.sinks.get(&unit) else { return Some(action) };
+        let Some(sink) = self.sinks.get(&unit) else { return };
         let end = |end: Result<Finish, Failure>| sink.record.update(sink.index, |p| p.end = Some(end));
         match action {
             Action::Queued(_, place) => sink.record.update(sink.index, |p| p.queued = Some(place)),
@@ -480,36 +489,13 @@ impl Run {
             Action::Failed(_, reason) => end(Err(Failure::Lost(reason))),
             Action::Refused(_) => end(Err(Failure::Full)),
             Action::NeedFeatures(unit) => match &sink.encode_again {
-                Some(encode) => {
-                    encode(unit);
-                    return None;
-                }
+                Some(encode) => return encode(unit),
                 None => end(Err(Failure::Lost("its pictures are gone".to_owned()))),
             },
             Action::Send(_) => {}
         }
         if sink.record.look(sink.index, |p| p.end.is_some()).unwrap_or(true) {
             self.sinks.remove(&unit);
-        }
-        None
-    }
-
-    /// One id of an unguided picture: every stage computes and the last one draws.
-    fn canary(&self) -> UnitSpec {
-        let ids = janus_wire::v1::Ids { ids: self.driver.canary.clone() };
-        let piece = janus_wire::v1::Piece { piece: Some(janus_wire::v1::piece::Piece::Text(ids)) };
-        UnitSpec {
-            id: CANARY,
-            kind: Kind::Unguided,
-            sampling: Sampling { top_p: 1.0, ..Sampling::default() },
-            branches: vec![vec![piece]],
-            prompt: self.driver.canary.len(),
-            keep: Vec::new(),
-            target: 1,
-            end: None,
-            band: Band::Canary,
-            log: Vec::new(),
-            key: String::new(),
         }
     }
 }
@@ -531,29 +517,10 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-impl Link {
-    async fn send(&mut self, pipeline: u64, mut body: FrameBody) -> Result<(), String> {
-        (body.pipeline, body.epoch, body.sequence) = (pipeline, self.epoch, self.sent);
-        self.sent += 1;
-        self.pace.sent(&body);
-        let frame: Frame = frame::seal(&body, Bytes::new());
-        let message = LinkMessage { message: Some(link_message::Message::Frame(frame)) };
-        self.ends.frames.send(message).await.map_err(|_| "the first stage takes no frames".to_owned())
-    }
-
-    /// The next result of this link and epoch, or why the link is over.
-    fn check(
-        &mut self,
-        message: Result<Option<janus_wire::v1::ResultMessage>, tonic::Status>,
-    ) -> Result<StepResult, String> {
-        let message = message.map_err(|status| status.message().to_owned())?.and_then(|m| m.message);
-        let Some(result_message::Message::Result(result)) = message else {
-            return Err("the last stage ended its results".to_owned());
-        };
-        if (result.epoch, result.sequence) != (self.epoch, self.received) {
-            return Err(format!("result {} of epoch {} came instead of {}", result.sequence, result.epoch, self.received));
-        }
-        self.received += 1;
-        Ok(result)
+/// A result, or why the stream is over.
+fn result_of(message: Result<Option<ResultMessage>, tonic::Status>) -> Result<StepResult, String> {
+    match message.map_err(|status| status.message().to_owned())?.and_then(|m| m.message) {
+        Some(result_message::Message::Result(result)) => Ok(result),
+        _ => Err("the last stage ended its results".to_owned()),
     }
 }
