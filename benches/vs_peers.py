@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs Janus Cluster and its peers in turn on one machine and prints the table of benches/README.md.
 
-    benches/vs_peers.py --venv VENV --work DIR [--install] [--only ours,llama,oxinfer,transformers]
+    benches/vs_peers.py --venv VENV --work DIR [--install] [--only PART,...]
 
 VENV gets the Python peers (--install: pip), DIR the random checkpoint, the GGUF files, a small cargo project and
 results.json, to which every part adds what it measured; the table is made of all of it. DIR needs 20 GB, the machine
@@ -23,7 +23,9 @@ PEERS = ["torch", "transformers", "gguf", "safetensors", "llama-cpp-python"]
 # Janus-Pro-1B.
 HIDDEN, INNER, LAYERS, HEADS, CODES, WORDS = 2048, 5632, 24, 16, 16384, 102400
 STEPS, CONTEXT, PROMPT = 576, 32, 636
-PARTS = ["ours", "llama", "oxinfer", "transformers"]
+# Us and the peers in turn.
+PARTS = ["ours-bf16", "llama-bf16", "ours-q8", "llama-q8", "ours-q4", "llama-q4", "oxinfer", "transformers-bf16",
+         "transformers-f32", "pictures-1", "pictures-4"]
 
 
 def best(run, times=5, warm=1):
@@ -40,35 +42,31 @@ def best(run, times=5, warm=1):
 
 # -- ours
 
-def ours(args):
+def ours(args, weights):
     out = {}
-    for weights in ["bf16", "q8", "q4"]:
-        phases = "llm_step,prefill,siglip,vq_decode" if weights == "bf16" else "llm_step"
-        command = [args.janus, "bench", "--arch", "janus-pro-1b", "--json", "--phase", phases, "--weights", weights]
-        if args.isa:
-            command += ["--isa", args.isa]
-        report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        for r in report["results"]:
-            if r["phase"] == "llm_step" and r["context"] == CONTEXT:
-                out[f"step {weights} {r['rows']}"] = r["ms"]
-                out[f"floor {weights} {r['rows']}"] = r["fraction_of_floor"]
-            elif r["phase"] != "llm_step":
-                out[r["phase"]] = r["ms"]
-                out[f"flops {r['phase']}"] = r["flops"]
+    phases = "llm_step,prefill,siglip,vq_decode" if weights == "bf16" else "llm_step"
+    command = [args.janus, "bench", "--arch", "janus-pro-1b", "--json", "--phase", phases, "--weights", weights]
+    if args.isa:
+        command += ["--isa", args.isa]
+    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    for r in report["results"]:
+        if r["phase"] == "llm_step" and r["context"] == CONTEXT:
+            out[f"step {weights} {r['rows']}"] = r["ms"]
+            out[f"floor {weights} {r['rows']}"] = r["fraction_of_floor"]
+        elif r["phase"] != "llm_step":
+            out[r["phase"]] = r["ms"]
+            out[f"flops {r['phase']}"] = r["flops"]
+    if weights == "bf16":
         out["read_gb_s"], out["fma_gflop_s"] = report["read_gb_s"], report["fma_gflop_s"]
-    # A prompt of 636 positions is the tower, and chunks of 64 through all layers.
-    out["understand"] = out["siglip"] + out["prefill"] * PROMPT / 576
+        # A prompt of 636 positions is the tower, and chunks of 64 through all layers.
+        out["understand"] = out["siglip"] + out["prefill"] * PROMPT / 576
     return out
 
 
-def pictures(args):
-    out = {}
-    for stages in ["1", "4"]:
-        command = [args.janus, "bench", "--arch", "janus-pro-1b", "--json", "--phase", "picture", "--stages", stages]
-        report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        for r in report["results"]:
-            out[f"picture {r['rows'] // 2} stages {stages}"] = r["ms"]
-    return out
+def pictures(args, stages):
+    command = [args.janus, "bench", "--arch", "janus-pro-1b", "--json", "--phase", "picture", "--stages", stages]
+    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return {f"picture {r['rows'] // 2} stages {stages}": r["ms"] for r in report["results"]}
 
 
 # -- llama.cpp
@@ -127,50 +125,50 @@ def gguf_file(work, kind):
     return path
 
 
-def llama(args):
+def llama(args, ours_name):
     import ctypes
     import llama_cpp as lc
     quiet = lc.llama_log_callback(lambda level, text, data: None)
     lc.llama_log_set(quiet, ctypes.c_void_p(0))
     lc.llama_backend_init()
     out = {"system": lc.llama_print_system_info().decode()}
-    for kind, ours_name in [("bf16", "bf16"), ("q8_0", "q8"), ("q4_0", "q4")]:
-        path = gguf_file(args.work, kind)
-        model = lc.llama_model_load_from_file(str(path).encode(), lc.llama_model_default_params())
-        for rows in [2, 8, 16]:
-            params = lc.llama_context_default_params()
-            params.n_ctx, params.n_seq_max, params.n_batch, params.n_ubatch = 64 * rows, rows, 1024, 1024
-            params.n_threads = params.n_threads_batch = args.threads
-            context = lc.llama_init_from_model(model, params)
-            memory = lc.llama_get_memory(context)
-            batch = lc.llama_batch_init(rows * CONTEXT, 0, rows)
+    kind = {"bf16": "bf16", "q8": "q8_0", "q4": "q4_0"}[ours_name]
+    path = gguf_file(args.work, kind)
+    model = lc.llama_model_load_from_file(str(path).encode(), lc.llama_model_default_params())
+    for rows in [2, 8, 16]:
+        params = lc.llama_context_default_params()
+        params.n_ctx, params.n_seq_max, params.n_batch, params.n_ubatch = 64 * rows, rows, 1024, 1024
+        params.n_threads = params.n_threads_batch = args.threads
+        context = lc.llama_init_from_model(model, params)
+        memory = lc.llama_get_memory(context)
+        batch = lc.llama_batch_init(rows * CONTEXT, 0, rows)
 
-            def fill(positions, logits):
-                batch.n_tokens = rows * len(positions)
-                for i in range(batch.n_tokens):
-                    batch.token[i] = (i * 31) % CODES
-                    batch.pos[i] = positions[i // rows]
-                    batch.n_seq_id[i] = 1
-                    batch.seq_id[i][0] = i % rows
-                    batch.logits[i] = logits
+        def fill(positions, logits):
+            batch.n_tokens = rows * len(positions)
+            for i in range(batch.n_tokens):
+                batch.token[i] = (i * 31) % CODES
+                batch.pos[i] = positions[i // rows]
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = i % rows
+                batch.logits[i] = logits
 
-            def decode():
-                if lc.llama_decode(context, batch) != 0:
-                    raise RuntimeError("llama_decode failed")
-                lc.llama_synchronize(context)
+        def decode():
+            if lc.llama_decode(context, batch) != 0:
+                raise RuntimeError("llama_decode failed")
+            lc.llama_synchronize(context)
 
-            def step():
-                decode()
-                for row in range(rows):
-                    lc.llama_memory_seq_rm(memory, row, CONTEXT - 1, -1)
-
-            fill(range(CONTEXT - 1), 0)
+        def step():
             decode()
-            fill([CONTEXT - 1], 1)
-            out[f"step {ours_name} {rows}"] = best(step, 8, 2)
-            lc.llama_batch_free(batch)
-            lc.llama_free(context)
-        lc.llama_model_free(model)
+            for row in range(rows):
+                lc.llama_memory_seq_rm(memory, row, CONTEXT - 1, -1)
+
+        fill(range(CONTEXT - 1), 0)
+        decode()
+        fill([CONTEXT - 1], 1)
+        out[f"step {ours_name} {rows}"] = best(step, 8, 2)
+        lc.llama_batch_free(batch)
+        lc.llama_free(context)
+    lc.llama_model_free(model)
     return out
 
 
@@ -231,43 +229,50 @@ def oxinfer(args):
 
 # -- transformers
 
-def transformers(args):
+def transformers(args, name):
     import torch
     from transformers import DynamicCache, JanusForConditionalGeneration
     torch.set_num_threads(args.threads)
     out = {}
-    for dtype, name in [(torch.bfloat16, "bf16"), (torch.float32, "f32")]:
-        model = JanusForConditionalGeneration.from_pretrained(checkpoint(args) / "transformers", dtype=dtype).eval()
-        inner = model.model
-        with torch.inference_mode():
-            for rows in [2, 8]:
-                cache = DynamicCache()
-                inner.language_model(inputs_embeds=torch.randn(rows, CONTEXT - 1, HIDDEN, dtype=dtype), past_key_values=cache)
-                ids = torch.ones(rows, 1, dtype=torch.long)
+    dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[name]
+    model = JanusForConditionalGeneration.from_pretrained(checkpoint(args) / "transformers", dtype=dtype).eval()
+    inner = model.model
+    with torch.inference_mode():
+        for rows in [2, 8]:
+            cache = DynamicCache()
+            inner.language_model(inputs_embeds=torch.randn(rows, CONTEXT - 1, HIDDEN, dtype=dtype), past_key_values=cache)
+            ids = torch.ones(rows, 1, dtype=torch.long)
 
-                def step():
-                    x = inner.generation_aligner(inner.generation_embeddings(ids))
-                    hidden = inner.language_model(inputs_embeds=x, past_key_values=cache).last_hidden_state
-                    inner.generation_head(hidden[:, -1])
-                    cache.crop(-1)
+            def step():
+                x = inner.generation_aligner(inner.generation_embeddings(ids))
+                hidden = inner.language_model(inputs_embeds=x, past_key_values=cache).last_hidden_state
+                inner.generation_head(hidden[:, -1])
+                cache.crop(-1)
 
-                out[f"step {name} {rows}"] = best(step, 4)
-            ids = torch.arange(STEPS)[None] * 31 % CODES
-            out[f"vq_decode {name}"] = best(lambda: inner.vqmodel.decode(ids), 2)
-            pixels = torch.randn(1, 3, 384, 384, dtype=dtype)
-            out[f"siglip {name}"] = best(lambda: inner.aligner(inner.vision_model(pixels).last_hidden_state), 2)
-            x = torch.randn(1, PROMPT, HIDDEN, dtype=dtype)
-            prompt = best(lambda: model.lm_head(inner.language_model(inputs_embeds=x).last_hidden_state[:, -1]), 1)
-            out[f"understand {name}"] = prompt + out[f"siglip {name}"]
-            if name == "f32":
-                x, w = torch.randn(576, HIDDEN), torch.randn(2 * INNER, HIDDEN)
-                ms = best(lambda: torch.nn.functional.linear(x, w), 5)
-                out["gemm_gflop_s"] = 2 * 576 * HIDDEN * 2 * INNER / ms / 1e6
-        del model, inner
+            out[f"step {name} {rows}"] = best(step, 4)
+        ids = torch.arange(STEPS)[None] * 31 % CODES
+        out[f"vq_decode {name}"] = best(lambda: inner.vqmodel.decode(ids), 2)
+        pixels = torch.randn(1, 3, 384, 384, dtype=dtype)
+        out[f"siglip {name}"] = best(lambda: inner.aligner(inner.vision_model(pixels).last_hidden_state), 2)
+        x = torch.randn(1, PROMPT, HIDDEN, dtype=dtype)
+        prompt = best(lambda: model.lm_head(inner.language_model(inputs_embeds=x).last_hidden_state[:, -1]), 1, 0)
+        out[f"understand {name}"] = prompt + out[f"siglip {name}"]
+        if name == "f32":
+            x, w = torch.randn(576, HIDDEN), torch.randn(2 * INNER, HIDDEN)
+            ms = best(lambda: torch.nn.functional.linear(x, w), 5)
+            out["gemm_gflop_s"] = 2 * 576 * HIDDEN * 2 * INNER / ms / 1e6
+    return out
+
+
+def best_dtype(out):
+    """What transformers reaches with whichever type is faster, piece by piece."""
+    least = lambda *keys: min(out[key] for key in keys if key in out)
+    if not out:
+        return out
     for what in ["vq_decode", "siglip", "understand"]:
-        out[what] = min(out[f"{what} bf16"], out[f"{what} f32"])
+        out[what] = least(f"{what} bf16", f"{what} f32")
     for n in [1, 4]:
-        step = min(out[f"step bf16 {2 * n}"], out[f"step f32 {2 * n}"])
+        step = least(f"step bf16 {2 * n}", f"step f32 {2 * n}")
         out[f"picture {n}"] = STEPS * step + n * out["vq_decode"]
     return out
 
@@ -316,8 +321,9 @@ def widened(config, layout):
 # -- the table
 
 def table(results):
-    mine, llama_cpp = results.get("ours", {}), results.get("llama", {})
-    ox, hf, whole = results.get("oxinfer", {}), results.get("transformers", {}), results.get("pictures", {})
+    join = lambda name: {key: value for part in PARTS if part.startswith(name) for key, value in results.get(part, {}).items()}
+    mine, llama_cpp, ox = join("ours"), join("llama"), join("oxinfer")
+    hf, whole = best_dtype(join("transformers")), join("pictures")
     rows = []
 
     def row(what, bar, ours_value, peer, ratio, holds, unit="ms"):
@@ -366,7 +372,7 @@ def main():
     parser.add_argument("--venv", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--install", action="store_true")
-    parser.add_argument("--only", default=",".join(["ours", "llama", "oxinfer", "transformers", "pictures"]))
+    parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--janus", default=str(ROOT / "target/release/janus"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--isa", help="instruction set for ours")
@@ -388,10 +394,11 @@ def main():
         return
     path = args.work / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    parts = {"ours": ours, "llama": llama, "oxinfer": oxinfer, "transformers": transformers, "pictures": pictures}
-    for name in [name for name in args.only.split(",") if name]:
-        print(f"{name} ...", file=sys.stderr)
-        results[name] = parts[name](args)
+    measure = {"ours": ours, "llama": llama, "oxinfer": oxinfer, "transformers": transformers, "pictures": pictures}
+    for part in [part for part in args.only.split(",") if part]:
+        print(f"{part} ...", file=sys.stderr)
+        name, *format_ = part.split("-")
+        results[part] = measure[name](args, *format_)
         path.write_text(json.dumps(results, indent=1))
     table(results)
 
