@@ -433,6 +433,9 @@ pub(crate) struct Bench {
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
+    /// Write the random weights to DIR/original and DIR/transformers, measure nothing: for benches/vs_peers.py
+    #[arg(long, value_name = "DIR", hide = true, conflicts_with = "model")]
+    pub(crate) save: Option<PathBuf>,
     /// Instruction set to compute with; every one gives the same bits [default: the best this machine has]
     #[arg(long, value_name = "NAME", value_parser = instruction_set)]
     pub(crate) isa: Option<janus_model::Isa>,

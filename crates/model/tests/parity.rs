@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{FORMS, Golden, Llm, assert_close, checkpoint, data, to_hwc};
+use common::{FORMS, Golden, Llm, assert_close, checkpoint, data, to_hwc, understanding_input};
 use janus_kernels::{Pool, argmax, guidance};
 use janus_model::image;
 use janus_model::siglip::VisionEncoder;
@@ -47,23 +47,6 @@ fn vision_tower_and_aligner() {
             check("aligned", &trace.aligned);
         }
     }
-}
-
-/// The prompt's input rows: text embeddings with the picture features of `vision.safetensors` in their places.
-fn understanding_input(form: &str, llm: &Llm, ids: &[u32], pictures: &[usize]) -> Vec<f32> {
-    let checkpoint = checkpoint(form);
-    let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec).unwrap();
-    let aligned = Golden::open("vision").f32("aligned");
-    let per_picture = aligned.len() / 2;
-    let mut x = llm.embeddings.text(ids).unwrap();
-    let places: Vec<usize> = (0..ids.len()).filter(|&i| ids[i] == tokenizer.special().image_placeholder).collect();
-    let features: Vec<f32> =
-        pictures.iter().flat_map(|&p| aligned[p * per_picture..(p + 1) * per_picture].iter().copied()).collect();
-    assert_eq!(features.len(), places.len() * llm.hidden);
-    for (place, row) in places.iter().zip(features.chunks_exact(llm.hidden)) {
-        x[place * llm.hidden..(place + 1) * llm.hidden].copy_from_slice(row);
-    }
-    x
 }
 
 /// Feeds a prompt, compares whatever the golden file holds, then decodes greedily and compares ids and logits.

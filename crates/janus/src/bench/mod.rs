@@ -14,7 +14,7 @@ use janus_model::vq::{VqDecoder, WINOGRAD};
 use janus_model::{
     Checkpoint, ImageSampling, KvDtype, Pool, WeightFormat, force_isa, guidance, isa, measure, sampling::sample,
 };
-use janus_spec::ModelSpec;
+use janus_spec::{Layout, ModelSpec};
 use serde::Serialize;
 
 use crate::args::{Arch, Bench, Phase};
@@ -54,6 +54,14 @@ pub(crate) fn run(args: Bench) -> Outcome {
         None => spec(args.arch).map_or_else(|| Weights::Files("shapes".to_owned()), |spec| Weights::Random(Box::new(spec))),
     };
     let checkpoint = source.open()?;
+    if let Some(dir) = &args.save {
+        for (name, layout) in [("original", Layout::Original), ("transformers", Layout::Transformers)] {
+            let dir = dir.join(name);
+            std::fs::create_dir_all(&dir).map_err(|e| Failure::mistake(format!("--save {}: {e}", dir.display())))?;
+            checkpoint.save_weights(&dir, layout)?;
+        }
+        return Ok(());
+    }
     if args.stages > checkpoint.spec.llm.layers {
         return Err(Failure::mistake(format!(
             "--stages {}: the model has {} layers",

@@ -10,6 +10,7 @@ mod inventory;
 mod names;
 mod pickle;
 mod random;
+mod save;
 mod source;
 
 use std::borrow::Cow;
@@ -93,11 +94,16 @@ impl Checkpoint {
     /// Missing tensor, other shape, unreadable bytes, NaN or infinity; each names the tensor.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let (location, entry) = self.locate(name, shape)?;
-        let count = shape.iter().product();
-        Ok(match self.read(&location, entry, shape, 0, count)? {
-            Stored::F32(values) => values,
-            Stored::Bf16(values) => values.into_iter().map(|b| bf16::from_bits(b).to_f32()).collect(),
-        })
+        let count: usize = shape.iter().product();
+        let mut out = Vec::with_capacity(count);
+        let band = if self.source.is_pickle(entry) { count } else { BAND_BYTES / 4 };
+        for start in (0..count).step_by(band.max(1)) {
+            match self.read(&location, entry, shape, start, band.min(count - start))? {
+                Stored::F32(values) => out.extend(values),
+                Stored::Bf16(values) => out.extend(values.into_iter().map(|b| bf16::from_bits(b).to_f32())),
+            }
+        }
+        Ok(out)
     }
 
     /// A whole tensor in its stored bf16.
@@ -106,11 +112,18 @@ impl Checkpoint {
     /// As [`f32`](Self::f32); also if it is stored in another type.
     pub fn bf16(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>> {
         let (location, entry) = self.locate(name, shape)?;
-        let count = shape.iter().product();
-        match self.read(&location, entry, shape, 0, count)? {
-            Stored::Bf16(values) => Ok(values.into_iter().map(bf16::from_bits).collect()),
-            Stored::F32(_) => Err(Error::Dtype { name: location.name, found: "another type than BF16".to_owned() }),
+        let count: usize = shape.iter().product();
+        let mut out = Vec::with_capacity(count);
+        let band = if self.source.is_pickle(entry) { count } else { BAND_BYTES / 2 };
+        for start in (0..count).step_by(band.max(1)) {
+            match self.read(&location, entry, shape, start, band.min(count - start))? {
+                Stored::Bf16(values) => out.extend(values.into_iter().map(bf16::from_bits)),
+                Stored::F32(_) => {
+                    return Err(Error::Dtype { name: location.name, found: "another type than BF16".to_owned() });
+                }
+            }
         }
+        Ok(out)
     }
 
     /// Packs the rows of several `[n_i, k]` weights, one below the other, into one GEMM operand (fused q, k, v;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use janus_kernels::{KvDtype, Pool, WeightFormat};
 use janus_model::Checkpoint;
 use janus_model::llama::{Embeddings, Heads, LlamaRange, Span};
-use janus_spec::Files;
+use janus_spec::{Files, Tokenizer};
 use safetensors::SafeTensors;
 
 /// The same weights in three forms.
@@ -119,4 +119,21 @@ impl Llm {
         let span = Span { slot, start: self.stages[0].length(slot), rows: x.len() / self.hidden };
         self.forward(&[span], x).pop().unwrap()
     }
+}
+
+/// The prompt's input rows: text embeddings with the picture features of `vision.safetensors` in their places.
+pub fn understanding_input(form: &str, llm: &Llm, ids: &[u32], pictures: &[usize]) -> Vec<f32> {
+    let checkpoint = checkpoint(form);
+    let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec).unwrap();
+    let aligned = Golden::open("vision").f32("aligned");
+    let per_picture = aligned.len() / 2;
+    let mut x = llm.embeddings.text(ids).unwrap();
+    let places: Vec<usize> = (0..ids.len()).filter(|&i| ids[i] == tokenizer.special().image_placeholder).collect();
+    let features: Vec<f32> =
+        pictures.iter().flat_map(|&p| aligned[p * per_picture..(p + 1) * per_picture].iter().copied()).collect();
+    assert_eq!(features.len(), places.len() * llm.hidden);
+    for (place, row) in places.iter().zip(features.chunks_exact(llm.hidden)) {
+        x[place * llm.hidden..(place + 1) * llm.hidden].copy_from_slice(row);
+    }
+    x
 }
