@@ -14,9 +14,11 @@ mod support;
 #[path = "frames/units.rs"]
 mod units;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use janus_wire::frame;
-use janus_wire::v1::{Frame, FrameBody, Kind, Mode, UnitResult};
+use janus_wire::v1::{Frame, FrameBody, Kind, LogsRequest, Mode, UnitResult, slot_op};
 use stage::{Hand, Line, PIPELINE, close, decode, image, open, rows, text, truncate};
 use support::golden_ids;
 use tonic::Code;
@@ -200,6 +202,38 @@ async fn closing_frees_a_slot_everywhere_and_only_in_its_own_generation() {
     }
     let late = &hand.step(vec![], vec![golden.decode(0, 5, 3)]).await[0];
     assert_eq!(late.refused, "its slot is not open");
+}
+
+#[tokio::test]
+async fn a_stage_whose_link_ended_holds_no_slots_and_still_knows_what_they_were_fed() {
+    let mut line = Line::start(&[0..2, 2..4]).await;
+    let mut hand = line.connect(1).await;
+    let mut opened = open(0, 1, Kind::Pair, 72);
+    if let Some(slot_op::Op::Open(open)) = &mut opened.op {
+        (open.key, open.prompt) = ("t/r#0".to_owned(), 2);
+    }
+    let ids = [1, 5, 6, 7];
+    hand.step(vec![opened], vec![rows(0, 1, Mode::Prefill, 0, vec![text(&ids), text(&ids)], None)]).await;
+    for node in &mut line.0 {
+        assert_eq!(node.describe().await.open_slots, 1);
+    }
+    drop(hand);
+    for node in &mut line.0 {
+        let freed = async {
+            while node.describe().await.open_slots > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        stage::soon(freed).await;
+        assert_eq!(node.describe().await.kv_bytes, 0);
+    }
+    let hello = Some(line.0[0].hello(2));
+    let logs = line.0[0].client.logs(LogsRequest { hello }).await.unwrap().into_inner().logs;
+    assert_eq!(logs.iter().map(|log| (log.key.as_str(), &log.ids[..])).collect::<Vec<_>>(), [("t/r#0", &[6, 7][..])]);
+    // The next epoch begins with nothing.
+    line.configure(1 << 32).await.unwrap();
+    let hello = Some(line.0[0].hello(1 << 32));
+    assert!(line.0[0].client.logs(LogsRequest { hello }).await.unwrap().into_inner().logs.is_empty());
 }
 
 #[tokio::test]
