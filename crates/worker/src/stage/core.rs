@@ -61,12 +61,15 @@ pub struct StageCore<C> {
     counters: Counters,
     /// Pipeline and epoch; a frame of any other is refused, even one that was checked before the epoch changed.
     place: (u64, u64),
+    /// Token logs of an epoch that is over, until the next one begins: a coordinator's successor asks for them.
+    left: Vec<TokenLog>,
 }
 
 impl<C: Compute> StageCore<C> {
     /// A stage of `slots` free slots.
     pub fn new(compute: C, slots: usize) -> Self {
-        StageCore { compute, slots: vec![None; slots], newest: vec![0; slots], counters: Counters::default(), place: (0, 0) }
+        let (newest, counters) = (vec![0; slots], Counters::default());
+        StageCore { compute, slots: vec![None; slots], newest, counters, place: (0, 0), left: Vec::new() }
     }
 
     /// The model.
@@ -87,10 +90,22 @@ impl<C: Compute> StageCore<C> {
     /// Frees everything: a new epoch of a pipeline begins.
     pub fn begin(&mut self, pipeline: u64, epoch: u64) {
         self.place = (pipeline, epoch);
+        self.left.clear();
         for slot in 0..self.slots.len() {
             self.free(slot);
         }
         self.newest.fill(0);
+    }
+
+    /// The link of an epoch is over: its memory is freed, its token logs stay. Whoever is not needed again, a node that was
+    /// replaced while it was frozen, would hold it for ever.
+    pub fn rest(&mut self, pipeline: u64, epoch: u64) {
+        if self.place == (pipeline, epoch) {
+            self.left = self.logs();
+            for slot in 0..self.slots.len() {
+                self.free(slot);
+            }
+        }
     }
 
     /// What was seen before this core, by the one it replaces.
@@ -99,10 +114,11 @@ impl<C: Compute> StageCore<C> {
         self
     }
 
-    /// Token logs of the open slots that have a key.
+    /// Token logs of the open slots that have a key, and of those that were open when the link ended.
     pub fn logs(&self) -> Vec<TokenLog> {
         let keyed = self.slots.iter().flatten().filter(|slot| !slot.key.is_empty());
-        keyed.map(|slot| TokenLog { key: slot.key.clone(), ids: slot.log.clone() }).collect()
+        let open = keyed.map(|slot| TokenLog { key: slot.key.clone(), ids: slot.log.clone() });
+        open.chain(self.left.iter().cloned()).collect()
     }
 
     /// What must hold between any two frames; names the first violation.

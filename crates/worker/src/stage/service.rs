@@ -444,6 +444,8 @@ impl<C: Compute> Stage for StageService<C> {
                 }
                 let _ = answers.send(Err(error.into())).await;
             }
+            let (pipeline, epoch) = (hello.pipeline, hello.epoch);
+            let _ = shared.thread.call(move |core| core.as_mut().map(|core| core.rest(pipeline, epoch))).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
