@@ -79,6 +79,7 @@ fn spec(id: u64, kind: Kind, target: usize) -> UnitSpec {
         band: Band::Interactive,
         log: Vec::new(),
         key: String::new(),
+        admitted: false,
     }
 }
 

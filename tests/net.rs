@@ -1,6 +1,6 @@
 //! A cluster on hosts of its own: network namespaces on a switch, with partitions, losses and delays between them. Whatever
 //! the network does, a picture comes out with the bits it has without a network. Needs root, iproute2 and iptables.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "net/hosts.rs"]
 mod hosts;

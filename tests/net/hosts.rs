@@ -1,4 +1,5 @@
 //! Hosts as network namespaces on one switch, with processes inside and rules between them.
+#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -96,9 +96,6 @@ impl Session {
         match &compute.endpoint {
             Some(endpoint) => Self::connect(runtime()?, endpoint, None),
             None => {
-                runtime.block_on(janus_wire::check_loopback()).map_err(|e| {
-                    Failure::Broken(format!("{e}; the parts of a pipeline talk over 127.0.0.1, even in one process"))
-                })?;
                 let checkpoint = Checkpoint::open(checkpoint::files(&compute.here.model)?)?;
                 let options = Options {
                     listen: "127.0.0.1:0".to_owned(),
@@ -117,6 +114,9 @@ impl Session {
     /// Starts a cluster in this process.
     pub(crate) fn start(checkpoint: Checkpoint, options: Options) -> Outcome<Self> {
         let runtime = runtime()?;
+        runtime.block_on(janus_wire::check_loopback()).map_err(|e| {
+            Failure::Broken(format!("{e}; the parts of a pipeline talk over 127.0.0.1, even in one process"))
+        })?;
         let local = runtime.block_on(Local::start(checkpoint, options))?;
         let address = local.address.to_string();
         Self::connect(runtime, &address, Some(local))

@@ -26,6 +26,8 @@ pub const SUSPECT: Duration = Duration::from_secs(5);
 const APART: Duration = Duration::from_secs(30);
 /// Members come in groups: before a running pipeline is rearranged, nobody may have come or gone for this long.
 pub const SETTLE: Duration = Duration::from_secs(2);
+/// So long are the pipelines and stages that were asked for waited for; then fewer will do.
+pub const ENOUGH: Duration = Duration::from_secs(10);
 /// A running pipeline is rearranged only for a pace that is better by this factor.
 const WORTH: f64 = 0.9;
 
@@ -495,7 +497,13 @@ impl Conductor {
             // Those that come after it want nodes, too.
             problem.options.pipelines = Some(self.pipelines[i..].iter().filter(|p| p.placed.is_none()).count().max(1));
         }
-        self.one(&problem).map(Some)
+        let asked = self.one(&problem);
+        // What is missing may come later; until then one that works is better than none.
+        match asked {
+            Err(_) if now >= self.changed + ENOUGH => self.one(&self.problem(i, None)),
+            asked => asked,
+        }
+        .map(Some)
     }
 
     /// For a pipeline that runs: only what is clearly better, or what has to be.
