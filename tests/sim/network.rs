@@ -98,6 +98,8 @@ pub(crate) enum Fate {
     Sweep,
     Client(usize),
     Blow,
+    /// Nothing breaks any more: what is needed comes back.
+    Room,
     Heal(Host, Host),
     StoreBack,
     Start(Host),

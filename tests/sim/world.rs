@@ -191,6 +191,7 @@ impl World {
             }
             Due::Of(Fate::Client(number)) => self.look(number),
             Due::Of(Fate::Blow) => self.blow(),
+            Due::Of(Fate::Room) => self.make_room(),
             Due::Of(Fate::Heal(a, b)) => {
                 self.network.cuts.remove(&(a, b));
                 self.healed();
@@ -336,7 +337,7 @@ impl World {
         self.fate(next, Fate::Blow);
     }
 
-    /// From here on nothing breaks any more; what is needed for one pipeline comes back.
+    /// From here on nothing breaks any more.
     fn last_blow_fell(&mut self) {
         self.last_blow = self.now;
         self.network.store_away = false;
@@ -344,12 +345,20 @@ impl World {
         self.network.mischief = None;
         self.healed();
         (0..2).for_each(|c| self.start_coordinator(c));
+        self.make_room();
+        // Drained nodes leave when they can.
+        (1..4).for_each(|i| self.fate(i * 5 * SECOND, Fate::Room));
+    }
+
+    /// At least one pipeline fits.
+    fn make_room(&mut self) {
         let there = |node: &&Node| node.process.alive && !node.draining;
         let room: u64 = self.nodes.iter().filter(there).map(|node| node.memory).sum();
         let enough = room >= 100 * LAYERS as u64;
         for n in 0..self.nodes.len() {
             let lost = self.nodes[n].draining || !self.nodes[n].process.alive;
-            if lost && (!enough || self.dice.chance(40)) {
+            let comes_back = self.now == self.last_blow && self.dice.chance(40);
+            if lost && (!enough || comes_back) {
                 self.kill(Host::Node(n));
                 self.start_node(n);
             }

@@ -9,7 +9,7 @@
 pub mod run;
 mod state;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -30,6 +30,9 @@ pub const SETTLE: Duration = Duration::from_secs(2);
 pub const ENOUGH: Duration = Duration::from_secs(10);
 /// A running pipeline is rearranged only for a pace that is better by this factor.
 const WORTH: f64 = 0.9;
+
+/// Questions to the planner that are remembered: a few for each pipeline.
+const ANSWERS: usize = 16;
 
 /// Pause before a pipeline that was lost again and again is placed again: doubled each time, up to the second value.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -110,6 +113,14 @@ pub enum Action {
     Parked(usize),
 }
 
+/// What the planner was asked.
+#[derive(Debug, PartialEq)]
+struct Question {
+    problem: Problem,
+    /// A plan that lost nodes.
+    repair: Option<(PipelinePlan, Vec<String>)>,
+}
+
 /// The state machine.
 pub struct Conductor {
     wishes: Wishes,
@@ -126,6 +137,8 @@ pub struct Conductor {
     pipelines: Vec<Pipeline>,
     /// What nodes outside of the pipelines hold or load.
     preloaded: BTreeMap<String, (Range<usize>, bool)>,
+    /// The latest questions to the planner.
+    answers: VecDeque<(Question, Result<PipelinePlan, String>)>,
 }
 
 impl Conductor {
@@ -143,6 +156,7 @@ impl Conductor {
             apart: BTreeMap::new(),
             asking: BTreeSet::new(),
             preloaded: BTreeMap::new(),
+            answers: VecDeque::new(),
         }
     }
 
@@ -466,7 +480,7 @@ impl Conductor {
     }
 
     /// For a pipeline that does not run: whatever works, soon.
-    fn plan_anew(&self, now: Now, i: usize, previous: Option<PipelinePlan>) -> Result<Option<PipelinePlan>, String> {
+    fn plan_anew(&mut self, now: Now, i: usize, previous: Option<PipelinePlan>) -> Result<Option<PipelinePlan>, String> {
         let p = &self.pipelines[i];
         if p.losses > 1 && now < p.since + (PAUSE.0 * 2_u32.pow(p.losses.min(8) - 2)).min(PAUSE.1) {
             return Ok(None);
@@ -486,8 +500,7 @@ impl Conductor {
                 return Ok(Some(previous));
             }
             if !apart {
-                let replanned = plan::replan(&problem, &previous, &lost);
-                return replanned.map(|r| Some(r.pipeline)).map_err(|e| e.to_string());
+                return self.answer(Question { problem, repair: Some((previous, lost)) }).map(Some);
             }
         }
         // The first time, as many stages as were asked for; after a loss, what is left.
@@ -497,22 +510,21 @@ impl Conductor {
             // Those that come after it want nodes, too.
             problem.options.pipelines = Some(self.pipelines[i..].iter().filter(|p| p.placed.is_none()).count().max(1));
         }
-        let asked = self.one(&problem);
         // What is missing may come later; until then one that works is better than none.
-        match asked {
-            Err(_) if now >= self.changed + ENOUGH => self.one(&self.problem(i, None)),
+        match self.one(problem) {
+            Err(_) if now >= self.changed + ENOUGH => self.one(self.problem(i, None)),
             asked => asked,
         }
         .map(Some)
     }
 
     /// For a pipeline that runs: only what is clearly better, or what has to be.
-    fn plan_better(&self, now: Now, i: usize, current: &PipelinePlan) -> Result<Option<PipelinePlan>, String> {
+    fn plan_better(&mut self, now: Now, i: usize, current: &PipelinePlan) -> Result<Option<PipelinePlan>, String> {
         let leaving = |node: &str| self.members.get(node).is_some_and(|m| m.draining);
         if current.stages.iter().any(|s| leaving(&s.node)) {
             let problem = self.problem(i, None);
             let lost: Vec<String> = current.stages.iter().map(|s| s.node.clone()).filter(|n| leaving(n)).collect();
-            return plan::replan(&problem, current, &lost).map(|r| Some(r.pipeline)).map_err(|e| e.to_string());
+            return self.answer(Question { problem, repair: Some((current.clone(), lost)) }).map(Some);
         }
         let calm = now.saturating_sub(self.changed) >= SETTLE && now.saturating_sub(self.pipelines[i].since) >= SETTLE;
         if !calm || !self.pipelines[i].standing().ready {
@@ -521,43 +533,52 @@ impl Conductor {
         let short = self.wishes.stages.is_some_and(|wanted| current.stages.len() < wanted);
         let better = match self.wishes.stages {
             Some(wanted) if short => {
-                (current.stages.len() + 1..=wanted).rev().find_map(|stages| self.one(&self.problem(i, Some(stages))).ok())
+                (current.stages.len() + 1..=wanted).rev().find_map(|stages| self.one(self.problem(i, Some(stages))).ok())
             }
             Some(_) => None,
-            None => self.one(&self.problem(i, None)).ok().filter(|plan| plan.pace_ms < WORTH * current.pace_ms),
+            None => self.one(self.problem(i, None)).ok().filter(|plan| plan.pace_ms < WORTH * current.pace_ms),
         };
         Ok(better)
     }
 
-    fn one(&self, problem: &Problem) -> Result<PipelinePlan, String> {
-        let plan: Plan = plan::plan(problem).map_err(|e| e.to_string())?;
-        plan.pipelines.into_iter().next().ok_or_else(|| "no nodes".to_owned())
+    fn one(&mut self, problem: Problem) -> Result<PipelinePlan, String> {
+        self.answer(Question { problem, repair: None })
+    }
+
+    /// The planner's answer. Every tick asks again, and the planner is pure: it works only when something is new.
+    fn answer(&mut self, question: Question) -> Result<PipelinePlan, String> {
+        if let Some((_, answer)) = self.answers.iter().find(|(known, _)| *known == question) {
+            return answer.clone();
+        }
+        let answer = match &question.repair {
+            None => plan::plan(&question.problem)
+                .map_err(|e| e.to_string())
+                .and_then(|plan: Plan| plan.pipelines.into_iter().next().ok_or_else(|| "no nodes".to_owned())),
+            Some((previous, lost)) => {
+                plan::replan(&question.problem, previous, lost).map(|r| r.pipeline).map_err(|e| e.to_string())
+            }
+        };
+        if self.answers.len() >= ANSWERS {
+            self.answers.pop_front();
+        }
+        self.answers.push_back((question, answer.clone()));
+        answer
     }
 
     /// Has spare nodes load in advance what they may have to stand in for, and others let go of what they hold.
     fn stand_by(&mut self, actions: &mut Vec<Action>) {
+        let busy: BTreeSet<String> = self.pipelines.iter().flat_map(|p| p.nodes().cloned().collect::<Vec<_>>()).collect();
+        let free = |m: &&Member| {
+            m.roles.contains(&Role::Stage) && self.fits(m) && !busy.contains(&m.id) && !self.suspects.contains_key(&m.id)
+        };
+        let (leaving, staying): (Vec<&Member>, Vec<&Member>) = self.members.values().filter(free).partition(|m| m.draining);
+        // Who is about to leave waits for this word.
+        let leaving: Vec<String> = leaving.into_iter().map(|m| m.id.clone()).collect();
+        let mut spares: Vec<(String, u64)> = staying.into_iter().map(|m| (m.id.clone(), m.memory_bytes)).collect();
+        leaving.into_iter().for_each(|node| self.preload(node, 0..0, actions));
         if self.pipelines.iter().any(|p| !p.is_running() || p.next.is_some()) {
             return;
         }
-        let busy: BTreeSet<String> = self.pipelines.iter().flat_map(|p| p.nodes().cloned().collect::<Vec<_>>()).collect();
-        // Who leaves waits until it is told that its layers have another place.
-        let leaving = |m: &&Member| m.draining && m.layers.is_some() && !busy.contains(&m.id);
-        let leaving: Vec<String> = self.members.values().filter(leaving).map(|m| m.id.clone()).collect();
-        for node in leaving {
-            if self.preloaded.get(&node).is_none_or(|(layers, _)| !layers.is_empty()) {
-                self.preloaded.insert(node.clone(), (0..0, false));
-                actions.push(Action::Load(node, 0..0, self.fence << 32));
-            }
-        }
-        let free = |m: &&Member| {
-            m.roles.contains(&Role::Stage)
-                && self.fits(m)
-                && !m.draining
-                && !busy.contains(&m.id)
-                && !self.suspects.contains_key(&m.id)
-        };
-        let mut spares: Vec<(String, u64)> =
-            self.members.values().filter(free).map(|m| (m.id.clone(), m.memory_bytes)).collect();
         spares.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
         let all = 0..self.sizes.layers();
         for (n, (node, memory)) in spares.into_iter().enumerate() {
@@ -568,14 +589,19 @@ impl Conductor {
                 true => self.largest(memory),
                 false => 0..0,
             };
-            let known = self.preloaded.get(&node).map_or(0..0, |(layers, _)| layers.clone());
-            let holds = self.members.get(&node).and_then(|m| m.layers).is_some();
-            if known != want || (want.is_empty() && holds && !self.preloaded.contains_key(&node)) {
-                self.preloaded.insert(node.clone(), (want.clone(), false));
-                // Not older than any place that was given, but older than the next one: a late order undoes nothing.
-                let epoch = (self.fence << 32) | self.placements;
-                actions.push(Action::Load(node, want, epoch));
-            }
+            self.preload(node, want, actions);
+        }
+    }
+
+    /// Has a free node hold these layers, unless it was told so before.
+    fn preload(&mut self, node: String, want: Range<usize>, actions: &mut Vec<Action>) {
+        let known = self.preloaded.get(&node).map_or(0..0, |(layers, _)| layers.clone());
+        let holds = self.members.get(&node).and_then(|m| m.layers).is_some();
+        if known != want || (want.is_empty() && holds && !self.preloaded.contains_key(&node)) {
+            self.preloaded.insert(node.clone(), (want.clone(), false));
+            // Not older than any place that was given, but older than the next one: a late order undoes nothing.
+            let epoch = (self.fence << 32) | self.placements;
+            actions.push(Action::Load(node, want, epoch));
         }
     }
 
