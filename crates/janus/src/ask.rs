@@ -17,8 +17,11 @@ struct Answer<'a> {
     prompt_tokens: &'a [u32],
     tokens: &'a [u32],
     text: &'a str,
-    request: &'a str,
-    resumed: u32,
+    /// From a server: the request's id, and how often it went on after a loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resumed: Option<u32>,
 }
 
 pub(crate) fn run(args: Ask) -> Outcome {
@@ -55,14 +58,14 @@ pub(crate) fn run(args: Ask) -> Outcome {
     })?;
     let text = done.text.trim();
     if args.json {
-        let model = &session.model.model;
+        let (model, remote) = (&session.model.model, args.compute.endpoint.is_some());
         output::print_json(&Answer {
             model,
             prompt_tokens: &prompt,
             tokens: &done.tokens,
             text,
-            request: &course.request,
-            resumed: course.resumed,
+            request: remote.then_some(course.request.as_str()),
+            resumed: remote.then_some(course.resumed),
         })?;
     } else {
         // The end of an answer may come with its last event alone.

@@ -17,9 +17,11 @@ struct Answer<'a> {
     model: &'a str,
     prompt_tokens: &'a [u32],
     images: Vec<Picture<'a>>,
-    /// Ids of the requests it took, and how often they went on after a loss.
-    request: String,
-    resumed: u32,
+    /// From a server: ids of the requests it took, and how often they went on after a loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resumed: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -79,6 +81,7 @@ pub(crate) fn run(args: Generate) -> Outcome {
     bar.finish_and_clear();
 
     if args.json {
+        let remote = args.compute.endpoint.is_some();
         let images = paths.iter().zip(&pictures).map(|(path, picture)| Picture {
             path: path.display().to_string(),
             seed: picture.seed,
@@ -89,8 +92,8 @@ pub(crate) fn run(args: Generate) -> Outcome {
             model: &session.model.model,
             prompt_tokens: &prompt_tokens,
             images: images.collect(),
-            request: requests.join(","),
-            resumed,
+            request: remote.then(|| requests.join(",")),
+            resumed: remote.then_some(resumed),
         })?;
     }
     Ok(())

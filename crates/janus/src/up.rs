@@ -2,11 +2,12 @@
 //! end with this process, however it ends.
 
 use std::ffi::OsString;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use janus_wire::Listener;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -56,8 +57,8 @@ pub(crate) fn run(args: Up) -> Outcome {
 
 async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     let mut signals = Signals::new()?;
-    let public = coordinator_addresses(&args)?;
-    let (client, peer) = (free_port()?, free_port()?);
+    let public = coordinator_addresses(&args).await?;
+    let (client, peer) = (free_port().await?, free_port().await?);
     let url = format!("http://127.0.0.1:{client}");
     let exe = std::env::current_exe().map_err(|e| Failure::Broken(format!("this program's own path: {e}")))?;
 
@@ -231,24 +232,23 @@ fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr)
 }
 
 /// The first coordinator's address as asked for, and the ports after it for the others.
-fn coordinator_addresses(args: &Up) -> Outcome<Vec<SocketAddr>> {
+async fn coordinator_addresses(args: &Up) -> Outcome<Vec<SocketAddr>> {
     let wrong = |e: std::io::Error| Failure::mistake(format!("--listen {}: {e}", args.listen));
     let first = args.listen.to_socket_addrs().map_err(wrong)?.next();
     let first = first.ok_or_else(|| Failure::mistake(format!("--listen {}: no address", args.listen)))?;
-    let mut addresses = Vec::new();
+    let mut taken = Vec::new();
     for i in 0..args.coordinators as u16 {
         let port = if first.port() == 0 { 0 } else { first.port().saturating_add(i) };
+        let address = SocketAddr::new(first.ip(), port).to_string();
         // Taken ports are known before anything is started.
-        let listener = TcpListener::bind(SocketAddr::new(first.ip(), port))
-            .map_err(|e| Failure::mistake(format!("--listen {}: port {port}: {e}", args.listen)))?;
-        addresses.push(listener.local_addr().map_err(wrong)?);
+        taken.push(Listener::bind(&address).await.map_err(|e| Failure::mistake(format!("--listen {}: {e}", args.listen)))?);
     }
-    Ok(addresses)
+    Ok(taken.iter().map(Listener::address).collect())
 }
 
-fn free_port() -> Outcome<u16> {
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map(|a| a.port());
-    port.map_err(|e| Failure::Broken(format!("no free port: {e}")))
+async fn free_port() -> Outcome<u16> {
+    let listener = Listener::bind("127.0.0.1:0").await;
+    listener.map(|l| l.address().port()).map_err(|e| Failure::Broken(format!("no free port: {e}")))
 }
 
 fn find_etcd() -> Outcome<PathBuf> {

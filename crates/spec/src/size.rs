@@ -275,10 +275,16 @@ impl ModelSpec {
             + 4 * 2 * llm.hidden as u64;
         let stored = if self.dtype == StoredDtype::BF16 { 2 } else { 4 };
         let aligner = &self.gen_aligner;
+        // Only layers and heads are quantised.
+        let plain = match weights {
+            WeightStorage::Q8 | WeightStorage::Q4 if self.dtype == StoredDtype::BF16 => WeightStorage::Bf16,
+            WeightStorage::Q8 | WeightStorage::Q4 => WeightStorage::F32,
+            WeightStorage::F32 | WeightStorage::Bf16 => weights,
+        };
         let embeddings = stored * (llm.vocab * llm.hidden) as u64
             + 4 * (head.vocab * aligner.input) as u64
-            + weights.linear_bytes(aligner.hidden, aligner.input)
-            + (aligner.depth as u64).saturating_sub(1) * weights.linear_bytes(aligner.hidden, aligner.hidden);
+            + plain.linear_bytes(aligner.hidden, aligner.input)
+            + (aligner.depth as u64).saturating_sub(1) * plain.linear_bytes(aligner.hidden, aligner.hidden);
         let heads = 4 * llm.hidden as u64
             + weights.matrix_bytes(llm.vocab, llm.hidden)
             + weights.linear_bytes(head.embed, llm.hidden)
