@@ -74,7 +74,9 @@ async fn paints(hand: &mut Hand) {
 async fn right_frames_paint_the_references_picture_over_any_number_of_stages() {
     for layers in [&[0..4][..], &[0..2, 2..4], &[0..1, 1..3, 3..4], &[0..1, 1..2, 2..3, 3..4]] {
         let mut line = Line::start(layers).await;
-        paints(&mut line.connect(1).await).await;
+        // Slots are held for as long as the link lasts.
+        let mut hand = line.connect(1).await;
+        paints(&mut hand).await;
         assert_eq!(line.refused().await, vec![(0, 0); layers.len()]);
         for node in &mut line.0 {
             let seen = node.describe().await;

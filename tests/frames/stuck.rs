@@ -113,12 +113,13 @@ async fn a_neighbour_that_takes_nothing_keeps_no_stage_from_a_newer_epoch_and_le
     for round in 0..6 {
         let (frames, mut answers) = jam(&mut line.0[0], &address, 2 * round + 1).await;
         // The next epoch has a sound neighbour. It begins at once, and the jammed link hears of its own end.
-        paints(&mut line.connect(2 * round + 2).await).await;
+        let mut hand = line.connect(2 * round + 2).await;
+        paints(&mut hand).await;
         let status = soon(answers.message()).await.unwrap_err();
         assert!(status.message().contains("epoch is over"), "{status:?}");
         let seen = line.0[0].describe().await;
         assert_eq!((seen.open_slots, seen.refused_frames), (1, 0));
-        drop((frames, answers));
+        drop((hand, frames, answers));
         // The deaf neighbour lets go of what it holds when the process ends, not before: nothing may count on it.
         if round == 1 {
             settled = quiet(tasks, usize::MAX).await;
