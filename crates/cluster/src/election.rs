@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::lane::{Ending, Lane, Orders, on_own_thread};
+use crate::lease::Lease;
 use crate::{Committed, Entry, Error, Keys, LeaseId, Store, StoreConfig, Txn, Watch};
 
 /// Longest pause before an unreachable store is tried again.
@@ -89,7 +90,7 @@ impl Election {
         crate::keys::check_name("coordinator", &candidate.id)?;
         let (told, leadership) = watch::channel(Leadership::Unknown);
         let (complaint, trouble) = watch::channel(None);
-        let campaign = Campaign { keys, candidate, ttl, leadership: told, trouble: complaint, lease: None };
+        let campaign = Campaign { keys, candidate, ttl, leadership: told, trouble: complaint, lease: Lease::new(ttl) };
         let (lane, work) = Lane::new(|orders| campaign.run(config, orders));
         Ok((Election { leadership, trouble, lane }, work))
     }
@@ -125,7 +126,7 @@ struct Campaign {
     ttl: Duration,
     leadership: watch::Sender<Leadership>,
     trouble: watch::Sender<Option<String>>,
-    lease: Option<LeaseId>,
+    lease: Lease,
 }
 
 impl Campaign {
@@ -176,7 +177,7 @@ impl Campaign {
     /// Looks who leads, and takes the throne if it is empty.
     async fn round(&mut self, store: &dyn Store) -> Result<Leadership, Error> {
         for _ in 0..ATTEMPTS {
-            let lease = self.living_lease(store).await?;
+            let lease = self.lease.living(store).await?;
             let leader_key = self.keys.leader();
             let txn = match store.get(&leader_key).await? {
                 Some(entry) => {
@@ -197,7 +198,7 @@ impl Campaign {
             match store.commit(txn).await {
                 // The next look tells who leads now, also if no answer came.
                 Ok(Committed::Done { .. } | Committed::Conflict) | Err(Error::Uncertain { .. }) => {}
-                Err(Error::LeaseGone { .. }) => self.lease = None,
+                Err(Error::LeaseGone { .. }) => self.lease.gone(),
                 Err(error) => return Err(error),
             }
         }
@@ -234,19 +235,6 @@ impl Campaign {
         serde_json::to_vec(&throne).map_err(bad)
     }
 
-    async fn living_lease(&mut self, store: &dyn Store) -> Result<LeaseId, Error> {
-        if let Some(lease) = self.lease {
-            match store.keep_alive(lease).await {
-                Ok(_) => return Ok(lease),
-                Err(Error::LeaseGone { .. }) => self.lease = None,
-                Err(error) => return Err(error),
-            }
-        }
-        let lease = store.grant(self.ttl).await?;
-        self.lease = Some(lease);
-        Ok(lease)
-    }
-
     fn tell(&self, new: Leadership) {
         self.leadership.send_if_modified(|leadership| {
             let changed = *leadership != new;
@@ -275,7 +263,7 @@ impl Campaign {
     }
 
     async fn abdicate(&self, store: &dyn Store) {
-        let Some(lease) = self.lease else { return };
+        let Some(lease) = self.lease.id() else { return };
         // The leader's key is ours exactly if it goes with our lease.
         if let Err(error) = store.revoke(lease).await {
             tracing::warn!(candidate = self.candidate.id, %error, "leadership ends with its lease");

@@ -9,6 +9,7 @@ pub mod election;
 mod error;
 pub mod keys;
 mod lane;
+mod lease;
 mod member;
 pub mod membership;
 pub mod plan;

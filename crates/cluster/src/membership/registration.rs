@@ -13,7 +13,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::lane::{Ending, Lane, Orders, on_own_thread};
-use crate::{Committed, Entry, Error, Keys, LeaseId, Member, Store, StoreConfig, Txn};
+use crate::lease::Lease;
+use crate::{Committed, Entry, Error, Keys, Member, Store, StoreConfig, Txn};
 
 /// Asks the process of a record whether it still answers with that record's incarnation. Runs on the registration's
 /// thread, and counts as "no" after [`PROBE_TIMEOUT`].
@@ -99,7 +100,7 @@ impl Registration {
         let record = Arc::new(Record { member: Mutex::new(member), changed: Notify::new() });
         let connecting = RegistrationState::Connecting { reason: "the store was not reached yet".to_owned() };
         let (told, state) = watch::channel(connecting);
-        let keeper = Keeper { key, record: record.clone(), ttl, probe, state: told, lease: None };
+        let keeper = Keeper { key, record: record.clone(), ttl, probe, state: told, lease: Lease::new(ttl) };
         let (lane, work) = Lane::new(|orders| keeper.run(config, orders));
         Ok((Registration { record, state, lane }, work))
     }
@@ -159,7 +160,7 @@ struct Keeper {
     ttl: Duration,
     probe: Probe,
     state: watch::Sender<RegistrationState>,
-    lease: Option<LeaseId>,
+    lease: Lease,
 }
 
 impl Keeper {
@@ -209,7 +210,7 @@ impl Keeper {
     /// Makes the store hold our record under a living lease, unless a living other has the name.
     async fn round(&mut self, store: &dyn Store) -> Result<(), Trouble> {
         for _ in 0..ATTEMPTS {
-            let lease = self.living_lease(store).await?;
+            let lease = self.lease.living(store).await?;
             let (incarnation, wanted) = {
                 let member = self.record.lock();
                 (member.incarnation.clone(), member.encode()?)
@@ -233,24 +234,11 @@ impl Keeper {
                 Ok(Committed::Done { .. }) => return Ok(()),
                 // Somebody was faster, or it is not known whether we were: the next look tells.
                 Ok(Committed::Conflict) | Err(Error::Uncertain { .. }) => {}
-                Err(Error::LeaseGone { .. }) => self.lease = None,
+                Err(Error::LeaseGone { .. }) => self.lease.gone(),
                 Err(error) => return Err(error.into()),
             }
         }
         Err(Error::Conflict { what: self.key.clone() }.into())
-    }
-
-    async fn living_lease(&mut self, store: &dyn Store) -> Result<LeaseId, Error> {
-        if let Some(lease) = self.lease {
-            match store.keep_alive(lease).await {
-                Ok(_) => return Ok(lease),
-                Err(Error::LeaseGone { .. }) => self.lease = None,
-                Err(error) => return Err(error),
-            }
-        }
-        let lease = store.grant(self.ttl).await?;
-        self.lease = Some(lease);
-        Ok(lease)
     }
 
     /// Whether the process of a record lives and still is the one that wrote it.
@@ -296,7 +284,7 @@ impl Keeper {
         if let Some(entry) = store.get(&self.key).await?.filter(ours) {
             store.commit(Txn::new().if_version(&self.key, entry.version).delete(&self.key)).await?;
         }
-        match self.lease {
+        match self.lease.id() {
             Some(lease) => store.revoke(lease).await,
             None => Ok(()),
         }
