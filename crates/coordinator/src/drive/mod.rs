@@ -339,6 +339,7 @@ impl Run {
                             self.news(action);
                         }
                     }
+                    self.count();
                 }
                 () = shutdown.cancelled() => return None,
             }
@@ -423,14 +424,11 @@ impl Run {
             Command::Evacuate(reply) => {
                 let units = self.core.evacuate().into_iter();
                 let units = units.filter_map(|spec| self.sinks.remove(&spec.id).map(|sink| (spec, sink))).collect();
-                self.count();
                 let _ = reply.send(units);
                 return Vec::new();
             }
         };
-        let deeds = self.core.step(self.now(), event);
-        self.count();
-        deeds
+        self.core.step(self.now(), event)
     }
 
     /// Does what was decided. News come first whatever breaks: an id that was drawn is not drawn again.

@@ -21,8 +21,9 @@ const REMEMBERED: usize = 65;
 pub(super) struct Pace {
     /// Microbatch, rows, and when it was its turn.
     flying: BTreeMap<u64, (usize, Now)>,
-    /// Seconds per row of the latest steps, in a ring.
+    /// Seconds per row of the latest steps, in a ring, and their median.
     seconds: Vec<f64>,
+    median: Option<f64>,
     next: usize,
 }
 
@@ -40,6 +41,9 @@ impl Pace {
             false => self.seconds[self.next % REMEMBERED] = seconds,
         }
         self.next += 1;
+        let mut sorted = self.seconds.clone();
+        let middle = sorted.len() / 2;
+        self.median = Some(*sorted.select_nth_unstable_by(middle, f64::total_cmp).1);
         // The others were waiting behind it.
         self.flying.values_mut().for_each(|(_, since)| *since = now);
     }
@@ -51,9 +55,7 @@ impl Pace {
     }
 
     fn allowed(&self, rows: usize) -> Duration {
-        let mut sorted = self.seconds.clone();
-        sorted.sort_by(f64::total_cmp);
-        match sorted.get(sorted.len() / 2) {
+        match self.median {
             None => FIRST,
             Some(median) => LEAST.max(Duration::from_secs_f64((PATIENCE * median * rows as f64).min(3600.0))),
         }
