@@ -33,20 +33,20 @@ const RETRY: Duration = Duration::from_millis(500);
 const DESCRIBE: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(args: Args) -> Outcome {
-    check_listen(&args.listen, args.insecure)?;
-    let config = args.store.config()?;
-    let keys = Keys::new(&args.store.cluster).map_err(Failure::mistake)?;
-    let checkpoint = Checkpoint::open(checkpoint::files(&args.model)?)?;
+    check_listen(&args.listen, args.node.insecure)?;
+    let config = args.node.store.config()?;
+    let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
+    let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
-        let address = args.advertise.clone().unwrap_or_else(|| listener.address().to_string());
-        let name = args.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
+        let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
+        let name = args.node.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
         let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
-        let weights = args.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
-        let kv = KvDtype::from(args.kv);
+        let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
+        let kv = KvDtype::from(args.node.kv);
         let identity = Identity {
-            cluster: args.store.cluster.clone(),
+            cluster: args.node.store.cluster.clone(),
             numerics: janus_worker::cpu_numerics(weights, kv),
             model: digest.0,
             node: name.clone(),
@@ -56,12 +56,12 @@ pub(crate) fn run(args: Args) -> Outcome {
             store = connected(&config) => store?,
             () = signals.any() => return Ok(()),
         };
-        let members = watch_members(store.clone(), &args.store.cluster).map_err(Failure::mistake)?;
+        let members = watch_members(store.clone(), &args.node.store.cluster).map_err(Failure::mistake)?;
         let spec = checkpoint.spec.clone();
         let kv_positions = args.kv_positions.max(spec.llm.max_positions.min(4096));
         let draining = CancellationToken::new();
         let realm = Realm {
-            name: args.model.clone(),
+            name: args.node.model.clone(),
             identity: identity.clone(),
             security: security.clone(),
             store,
@@ -103,9 +103,10 @@ pub(crate) fn run(args: Args) -> Outcome {
             );
         tokio::spawn(follow_readiness(reigning.clone(), health, draining.clone()));
 
-        let ttl = Duration::from_secs(args.store.ttl);
+        let ttl = Duration::from_secs(args.node.store.ttl);
         let candidate = Candidate { id: name.clone(), address: address.clone() };
-        let election = Election::start(config, &args.store.cluster, candidate.clone(), ttl).map_err(Failure::mistake)?;
+        let election =
+            Election::start(config, &args.node.store.cluster, candidate.clone(), ttl).map_err(Failure::mistake)?;
         let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
         tokenizer()?;
         let over = CancellationToken::new();

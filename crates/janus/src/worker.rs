@@ -29,13 +29,13 @@ const PROBE: Duration = Duration::from_secs(1);
 const ROUND_TRIPS: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(args: Worker) -> Outcome {
-    check_listen(&args.listen, args.insecure)?;
+    check_listen(&args.listen, args.node.insecure)?;
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
     }
     janus_model::check_cpu()?;
-    let store = args.store.config()?;
-    let checkpoint = Arc::new(Checkpoint::open(checkpoint::files(&args.model)?)?);
+    let store = args.node.store.config()?;
+    let checkpoint = Arc::new(Checkpoint::open(checkpoint::files(&args.node.model)?)?);
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let worker = tokio::select! {
@@ -65,14 +65,14 @@ struct Running {
 impl Running {
     async fn start(args: Worker, store: StoreConfig, checkpoint: Arc<Checkpoint>) -> Outcome<Self> {
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
-        let address = args.advertise.clone().unwrap_or_else(|| listener.address().to_string());
-        let name = args.name.clone().unwrap_or_else(|| format!("worker-{}", listener.address().port()));
-        let weights = args.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
-        let kv = KvDtype::from(args.kv);
+        let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
+        let name = args.node.name.clone().unwrap_or_else(|| format!("worker-{}", listener.address().port()));
+        let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
+        let kv = KvDtype::from(args.node.kv);
         let pool = Arc::new(Pool::new(args.threads.unwrap_or_else(janus_model::default_threads)));
         let (digest, _) = checkpoint.digests(pool.threads())?;
         let identity = Identity {
-            cluster: args.store.cluster.clone(),
+            cluster: args.node.store.cluster.clone(),
             numerics: janus_worker::cpu_numerics(weights, kv),
             model: digest.0,
             node: name.clone(),
@@ -142,8 +142,8 @@ impl Running {
             pid: std::process::id(),
             ..Member::default()
         };
-        let ttl = Duration::from_secs(args.store.ttl);
-        let registration = Registration::start(store, &args.store.cluster, member, ttl, probe(&security));
+        let ttl = Duration::from_secs(args.node.store.ttl);
+        let registration = Registration::start(store, &args.node.store.cluster, member, ttl, probe(&security));
         let registration = Arc::new(registration.map_err(Failure::mistake)?);
         tokio::spawn(tell(registration.state(), name.clone()));
 
@@ -162,8 +162,8 @@ impl Running {
             drained.update(|m| m.draining = true);
         });
         tokio::spawn(measure_round_trips(
-            args.store.config()?,
-            args.store.cluster.clone(),
+            args.node.store.config()?,
+            args.node.store.cluster.clone(),
             name.clone(),
             registration.clone(),
         ));
