@@ -11,6 +11,8 @@
 mod coordinator;
 #[path = "sim/dice.rs"]
 mod dice;
+#[path = "sim/driver.rs"]
+mod driver;
 #[path = "sim/network.rs"]
 mod network;
 #[path = "sim/node.rs"]
