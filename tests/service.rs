@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use client::{Answer, Ask, Client, chat, header, paint, picture, soon};
 use cluster::Cluster;
+use janus_wire::Security;
 use janus_wire::v1::{self, *};
 use sha2::{Digest, Sha256};
 use support::tiny;
@@ -235,4 +236,50 @@ async fn a_request_id_names_one_request() {
         digest == &Sha256::digest(bytes).to_vec()
     }));
     cluster.is_empty_soon().await;
+}
+
+/// Eight pictures have 16 rows: they go through the stages of one process together, not one after the other.
+#[tokio::test]
+async fn eight_pictures_share_the_microbatches_of_one() {
+    let mut sent = Vec::new();
+    for n in [1, 8] {
+        let cluster = Cluster::start(64).await;
+        let before = cluster.driver.history().1;
+        let request = painted(|r| r.n = n);
+        request.answer(&mut cluster.client().await, || {}).await.unwrap();
+        sent.push(cluster.driver.history().1 - before);
+    }
+    // Their prompts take some more frames, of at most 64 positions.
+    assert!(sent[1] <= sent[0] + 8, "one picture took {} microbatches, eight took {}", sent[0], sent[1]);
+}
+
+#[tokio::test]
+async fn encoders_and_decoders_refuse_a_peer_that_differs_by_name() {
+    let cluster = Cluster::start(64).await;
+    let channel = |address: String| async move { janus_wire::connect(&address, &Security::Plain).await.unwrap() };
+    let mut encoder = encoder_client::EncoderClient::new(channel(cluster.encoder.clone()).await);
+    let mut decoder = decoder_client::DecoderClient::new(channel(cluster.decoder.clone()).await);
+    type Change = fn(&mut Hello);
+    let changes: [(Change, &str); 4] = [
+        (|h| h.protocol = 2, "protocol version is 2"),
+        (|h| h.cluster = "other".into(), "cluster is `other`"),
+        (|h| h.numerics = "gpu-1".into(), "numerics id is `gpu-1`"),
+        (|h| h.model_digest = vec![8; 32].into(), "model digest is 0808"),
+    ];
+    for (change, reason) in changes {
+        let mut hello = stage::identity().hello(v1::Role::Coordinator, 0, 0, 0..0);
+        change(&mut hello);
+        let hello = Some(hello);
+        let understand = UnderstandRequest { hello: hello.clone(), ..UnderstandRequest::default() };
+        let tokenize = EncodeIdsRequest { hello: hello.clone(), ..EncodeIdsRequest::default() };
+        let decode = DecodeRequest { hello, ..DecodeRequest::default() };
+        for status in [
+            soon(encoder.understand(understand)).await.unwrap_err(),
+            soon(encoder.tokenize(tokenize)).await.unwrap_err(),
+            soon(decoder.decode(decode)).await.unwrap_err(),
+        ] {
+            assert_eq!(status.code(), Code::FailedPrecondition, "{reason}: {status:?}");
+            assert!(status.message().contains(reason), "{reason}: {}", status.message());
+        }
+    }
 }

@@ -22,6 +22,8 @@ pub struct Cluster {
     pub address: String,
     pub driver: DriverHandle,
     pub coordinator: Coordinator,
+    pub encoder: String,
+    pub decoder: String,
     stages: Line,
     _shutdown: DropGuard,
 }
@@ -53,6 +55,7 @@ impl Cluster {
         };
         let driver = driver.start(shutdown.clone()).unwrap();
         let model = Model { name: "tiny-a".to_owned(), spec: checkpoint.spec.clone(), tokenizer };
+        let (encoder, decoder) = (encoders[0].clone(), decoders[0].clone());
         let parts = Parts {
             identity: identity(),
             security: Security::Plain,
@@ -67,7 +70,7 @@ impl Cluster {
         let coordinator = Coordinator::new(model, parts);
         let address = serve(|server| server.add_service(coordinator.clone().server()), &shutdown).await;
         soon(driver.ready().wait_for(|ready| *ready)).await.unwrap();
-        Cluster { address, driver, coordinator, stages, _shutdown: shutdown.drop_guard() }
+        Cluster { address, driver, coordinator, encoder, decoder, stages, _shutdown: shutdown.drop_guard() }
     }
 
     pub async fn client(&self) -> Client {
