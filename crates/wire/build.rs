@@ -4,8 +4,8 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("../../proto");
-    let files =
-        ["frame", "nodes", "inference", "cluster", "records"].map(|name| root.join(format!("janus/v1/{name}.proto")));
+    let files = ["frame", "nodes", "inference", "cluster", "records", "jobs", "tenants"]
+        .map(|name| root.join(format!("janus/v1/{name}.proto")));
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(files, [root])?;
     let out = std::env::var("OUT_DIR")?;

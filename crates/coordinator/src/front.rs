@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::Coordinator;
+use crate::auth::Caller;
 use crate::lead::Reign;
 
 /// When to ask a standby again, or a coordinator without a leader.
@@ -198,6 +199,7 @@ impl Cluster for Front {
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        Caller::of(&request).operator()?;
         let node = request.into_inner().node;
         self.reign()?.conductor.drain(&node).await?;
         Ok(Response::new(v1::DrainResponse {}))

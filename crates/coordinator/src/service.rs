@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::auth::Caller;
 use crate::drive::{DriverHandle, Sink};
 use crate::images::{Blob, Blobs};
 use crate::ledger::{Ledger, Logs};
@@ -207,9 +208,9 @@ impl Coordinator {
     }
 }
 
-/// The tenant of a call. Set by the server alone; until there are credentials, everybody is one tenant.
-fn tenant<T>(_: &Request<T>) -> String {
-    "local".to_owned()
+/// The tenant of a call.
+fn tenant<T>(request: &Request<T>) -> Arc<str> {
+    Caller::of(request).tenant
 }
 
 impl Shared {
@@ -572,6 +573,8 @@ impl Inference for Coordinator {
             stages: shared.drivers.iter().find_map(DriverHandle::placed).map_or(0, |p| p.stages.len() as u32),
             cfg_weight: spec.generation.cfg_weight,
             temperature: spec.generation.temperature,
+            palette: bytes::Bytes::new(),
+            context: spec.llm.max_positions as u32,
         }))
     }
 }

@@ -308,7 +308,12 @@ impl Painting {
                     return Ended::Done;
                 }
                 Some(generate_image_event::Event::Resumed(r)) => course.resumed = course.resumed.max(r.count),
-                Some(generate_image_event::Event::Accepted(_) | generate_image_event::Event::Queued(_)) | None => {}
+                Some(
+                    generate_image_event::Event::Accepted(_)
+                    | generate_image_event::Event::Queued(_)
+                    | generate_image_event::Event::Partial(_),
+                )
+                | None => {}
             }
         }
     }

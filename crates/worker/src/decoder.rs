@@ -80,4 +80,8 @@ impl Decoder for DecoderService {
         let (width, height) = (picture.width as u32, picture.height as u32);
         Ok(Response::new(v1::DecodeResponse { width, height, rgb: picture.data.into() }))
     }
+
+    async fn palette(&self, _: Request<v1::PaletteRequest>) -> Result<Response<v1::PaletteResponse>, Status> {
+        Err(Status::unimplemented("no palette yet"))
+    }
 }
