@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use janus_benches::{ToyStage, bound, head, identity, node, row, serve};
-use janus_coordinator::schedule::{Action, Band, Event, Limits, Scheduler, UnitSpec};
+use janus_coordinator::schedule::{Action, Band, Event, Limits, Scheduler, Share, UnitSpec};
 use janus_coordinator::{Coordinator, Driver, Model, Parts, Places, StageNode};
 use janus_spec::{Files, ModelSpec, Tokenizer};
 use janus_wire::v1::inference_client::InferenceClient;
@@ -77,6 +77,8 @@ fn spec(id: u64, kind: Kind, target: usize) -> UnitSpec {
         target,
         end: None,
         band: Band::Interactive,
+        tenant: "local".into(),
+        share: Share::default(),
         log: Vec::new(),
         key: String::new(),
         admitted: false,

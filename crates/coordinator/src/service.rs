@@ -26,7 +26,7 @@ use crate::ledger::{Ledger, Logs};
 use crate::params::{self, Header, MAX_PICTURES, MAX_PROMPT};
 use crate::pool::{Addresses, Pool};
 use crate::request::{Failure, Joined, Reader, Record, Requests};
-use crate::schedule::{UnitId, UnitSpec};
+use crate::schedule::{Share, UnitId, UnitSpec};
 
 mod chat;
 mod paint;
