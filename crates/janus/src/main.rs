@@ -6,6 +6,7 @@
 mod args;
 mod ask;
 mod bench;
+mod certs;
 mod checkpoint;
 mod coordinator;
 mod eval;
@@ -20,6 +21,7 @@ mod session;
 mod status;
 mod store;
 mod terminal;
+mod tls;
 mod tokens;
 mod up;
 mod worker;
@@ -73,6 +75,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Up(args) => up::run(args),
         Verb::Status(args) => status::run(args),
         Verb::Drain(args) => status::drain(args),
+        Verb::Certs(args) => certs::run(args),
         Verb::Tether(args) => up::tether(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Bench(args) => bench::run(args),
