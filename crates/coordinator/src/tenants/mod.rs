@@ -30,7 +30,7 @@ use meter::{Meter, Usage};
 use record::Stored;
 
 /// Tenant of the key that a server was started with.
-pub const OPERATOR: &str = "operator";
+pub(crate) const OPERATOR: &str = "operator";
 /// When to come back if too many requests are in flight: something ends soon.
 const SOON: Duration = Duration::from_secs(1);
 /// Pause before tenants that could not be followed are asked for again.
