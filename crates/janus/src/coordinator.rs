@@ -223,7 +223,7 @@ async fn another_model(leader: &Candidate, realm: &Realm) -> Failure {
     loop {
         let ask = async {
             let channel = janus_wire::connect(&leader.address, &realm.security).await.ok()?;
-            let answer = InferenceClient::new(channel).describe(DescribeModelRequest {}).await.ok()?;
+            let answer = InferenceClient::new(channel).describe(DescribeModelRequest::default()).await.ok()?;
             Some(answer.into_inner())
         };
         if let Ok(Some(served)) = tokio::time::timeout(DESCRIBE, ask).await {

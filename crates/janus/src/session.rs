@@ -394,7 +394,7 @@ async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channe
                     continue;
                 }
             };
-            let describe = client.clone().describe(v1::DescribeModelRequest {}).await;
+            let describe = client.clone().describe(v1::DescribeModelRequest::default()).await;
             match describe {
                 Ok(model) => {
                     endpoints.remove(at - 1);
