@@ -4,11 +4,13 @@ use std::convert::Infallible;
 
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use janus_wire::v1::RequestHeader;
 use tonic::metadata::{Ascii, MetadataValue};
+
+use crate::Problem;
 
 /// Response header with the name of the request.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -90,4 +92,17 @@ pub(crate) async fn named(mut request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
+}
+
+/// Refuses what a browser sends on behalf of a page from elsewhere: where no key is needed, any page could paint here.
+pub(crate) async fn same_site(request: Request, next: Next) -> Response {
+    let from = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    match changes && from == Some(b"cross-site") {
+        true => {
+            let message = "pages from other sites may not send requests from a browser";
+            Problem::new(StatusCode::FORBIDDEN, message).code("cross_site").into_response()
+        }
+        false => next.run(request).await,
+    }
 }

@@ -4,14 +4,30 @@
 //! the map of all paths; [`serve`](Gateway::serve) answers connections and gives none of them more time than it may have.
 
 mod asker;
+mod attached;
+mod body;
+mod chat;
 mod connection;
+mod encode;
 mod error;
 mod gateway;
 mod health;
+mod images;
+mod models;
+mod openapi;
 mod page;
 mod problem;
+mod remote;
+mod results;
+mod seed;
+mod sse;
 
 pub use asker::Asker;
 pub use error::Error;
 pub use gateway::{Gateway, Options};
 pub use problem::Problem;
+
+/// Seconds since the Unix epoch.
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
