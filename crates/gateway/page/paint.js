@@ -29,27 +29,26 @@ function easel(section, wish, pass) {
       const [told, request] = [await model(), await wish(new FormData(form))];
       const frames = hang(pictures, request, told.grid, pass);
       palette().then((colours) => frames.forEach((frame) => frame.sketch.colour(colours)));
-      for await (const { name, data } of stream("/ui/api/paint", request, mine.signal)) {
+      let left = frames.length;
+      for await (const { name, data } of stream("/v1/images/generations", request, mine.signal)) {
         const news = JSON.parse(data);
-        if (name === "problem") throw new Trouble(news.error.message);
-        if (name === "accepted") section.dataset.request = news.id;
-        if (name === "queued") say(`Waiting: ${news.position} before it`);
-        if (name === "lost") say("The coordinator was lost; looking for the next one");
-        if (name === "resumed") {
+        if (name === "error") throw new Trouble(news.error.message);
+        if (name === "image_generation.queued") say(`Waiting: ${news.position} before it`);
+        if (name === "image_generation.resumed") {
           waits = `, went on after ${news.count === 1 ? "a loss" : `${news.count} losses`}`;
           say("A part of the cluster was lost; the picture goes on");
         }
-        if (name === "progress") {
+        if (name === "image_generation.progress") {
           frames[news.index].grow(news);
           if (!waits) say("Painting");
         }
-        if (name === "image") await frames[news.index].finish(news);
-        if (name === "done") {
-          say(`Done in ${seconds()} s${waits}`);
-          return;
+        if (name === "image_generation.completed") {
+          await frames[news.index].finish(news);
+          left -= 1;
         }
       }
-      throw new Trouble("The server ended before the picture was done.");
+      if (left) throw new Trouble("The server ended before the picture was done.");
+      say(`Done in ${seconds()} s${waits}`);
     } catch (error) {
       if (error.name === "AbortError") {
         if (running === mine) say("Stopped");
@@ -102,8 +101,8 @@ function hang(place, request, grid, pass) {
         progress.value = known;
         canvas.setAttribute("aria-label", `${title}, ${Math.floor((100 * known) / total)} % painted`);
       },
-      async finish({ png, seed, sha256 }) {
-        const bytes = Uint8Array.from(atob(png), (c) => c.charCodeAt(0));
+      async finish({ b64_json, seed, sha256 }) {
+        const bytes = Uint8Array.from(atob(b64_json), (c) => c.charCodeAt(0));
         const file = new File([bytes], `janus-${seed}.png`, { type: "image/png" });
         await sketch.finish(file);
         progress.remove();
@@ -128,6 +127,7 @@ function hang(place, request, grid, pass) {
 /** What the fields of a form ask for. */
 function fields(form) {
   const request = { prompt: form.get("prompt"), n: Number(form.get("n")), seed: Number(form.get("seed")) };
+  Object.assign(request, { stream: true, stream_ids: true });
   if (form.get("guidance") !== "") request.guidance = Number(form.get("guidance"));
   return request;
 }

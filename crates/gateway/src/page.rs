@@ -4,23 +4,18 @@
 mod cluster;
 mod jobs;
 mod model;
-mod paint;
 
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use serde::de::DeserializeOwned;
 
-use crate::{Gateway, Problem};
+use crate::Gateway;
 
 /// How long a call that changes nothing looks for a coordinator: somebody is watching.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Largest request: a picture of the largest size, in base64.
-const MAX_BODY: usize = 88 << 20;
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -55,7 +50,6 @@ pub(crate) fn routes() -> Router<Gateway> {
         .route("/ui/api/cluster", get(cluster::status))
         .route("/ui/api/jobs", get(jobs::list).post(jobs::create))
         .route("/ui/api/jobs/{id}/cancel", post(jobs::cancel))
-        .route("/ui/api/paint", post(paint::paint).layer(DefaultBodyLimit::max(MAX_BODY)))
 }
 
 fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
@@ -68,9 +62,4 @@ fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
         (header::CACHE_CONTROL, "no-cache"),
     ];
     (headers, text)
-}
-
-/// A body in JSON; only a page of ours sends it, so what cannot be read is said in few words.
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|e| Problem::invalid("body", format!("the request is not what it should be: {e}")))
 }

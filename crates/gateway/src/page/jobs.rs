@@ -1,7 +1,6 @@
 //! The caller's jobs: the newest ones, a new one of prompts, and the end of one.
 
-use axum::Json;
-use axum::body::Bytes;
+use axum::Json as Answer;
 use axum::extract::{Path, State};
 use janus_wire::v1::jobs_client::JobsClient;
 use janus_wire::v1::{
@@ -10,7 +9,8 @@ use janus_wire::v1::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{PATIENCE, read};
+use super::PATIENCE;
+use crate::body::Json;
 use crate::{Asker, Gateway, Problem};
 
 /// Jobs that are shown.
@@ -33,23 +33,26 @@ pub(super) struct Shown {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct New {
+pub(super) struct New {
     prompts: Vec<String>,
     #[serde(default)]
     seed: u64,
     guidance: Option<f32>,
 }
 
-pub(super) async fn list(State(gateway): State<Gateway>, asker: Asker) -> Result<Json<Vec<Shown>>, Problem> {
+pub(super) async fn list(State(gateway): State<Gateway>, asker: Asker) -> Result<Answer<Vec<Shown>>, Problem> {
     let call = gateway.coordinators().call(PATIENCE, |channel| {
         let request = asker.request(ListJobsRequest { page_size: SHOWN, ..ListJobsRequest::default() });
         async move { JobsClient::new(channel).list(request).await }
     });
-    Ok(Json(call.await?.jobs.into_iter().map(Shown::from).collect()))
+    Ok(Answer(call.await?.jobs.into_iter().map(Shown::from).collect()))
 }
 
-pub(super) async fn create(State(gateway): State<Gateway>, asker: Asker, body: Bytes) -> Result<Json<Shown>, Problem> {
-    let New { prompts, seed, guidance } = read(&body)?;
+pub(super) async fn create(
+    State(gateway): State<Gateway>,
+    asker: Asker,
+    Json { value: New { prompts, seed, guidance }, .. }: Json<New>,
+) -> Result<Answer<Shown>, Problem> {
     if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
         return Err(Problem::invalid(
             "prompts",
@@ -69,19 +72,19 @@ pub(super) async fn create(State(gateway): State<Gateway>, asker: Asker, body: B
         let request = asker.request(tokio_stream::iter(parts.clone()));
         async move { JobsClient::new(channel).create(request).await }
     });
-    Ok(Json(call.await?.into()))
+    Ok(Answer(call.await?.into()))
 }
 
 pub(super) async fn cancel(
     State(gateway): State<Gateway>,
     Path(job): Path<String>,
     asker: Asker,
-) -> Result<Json<Shown>, Problem> {
+) -> Result<Answer<Shown>, Problem> {
     let call = gateway.coordinators().call(PATIENCE, |channel| {
         let request = asker.request(CancelJobRequest { job: job.clone() });
         async move { JobsClient::new(channel).cancel(request).await }
     });
-    Ok(Json(call.await?.into()))
+    Ok(Answer(call.await?.into()))
 }
 
 impl From<Job> for Shown {
