@@ -10,6 +10,7 @@ mod checkpoint;
 mod coordinator;
 mod eval;
 mod failure;
+mod gateway;
 mod generate;
 mod inspect;
 mod local;
@@ -55,8 +56,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
+    // Clients of HTTPS are built without a provider of their own; another one that is there already is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     // A verb that ends says itself how; only a server has a story to tell on the way.
-    let serves = matches!(cli.verb, Verb::Serve(_) | Verb::Coordinator(_) | Verb::Worker(_) | Verb::Up(_));
+    let serves =
+        matches!(cli.verb, Verb::Serve(_) | Verb::Gateway(_) | Verb::Coordinator(_) | Verb::Worker(_) | Verb::Up(_));
     log(if serves { "warn" } else { "error" });
     if !serves && !matches!(cli.verb, Verb::Tether(_)) {
         leave_on_signals();
@@ -68,6 +72,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Detokenize(args) => tokens::detokenize(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Serve(args) => serve::run(args),
+        Verb::Gateway(args) => gateway::run(args),
         Verb::Coordinator(args) => coordinator::run(args),
         Verb::Worker(args) => worker::run(args),
         Verb::Up(args) => up::run(args),

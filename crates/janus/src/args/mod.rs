@@ -1,6 +1,7 @@
 //! The command line: a contract that scripts rely on.
 
 mod cluster;
+mod gateway;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
 pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
+pub(crate) use gateway::{Door, Gateway};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
 const MAX_COUNT: usize = 1024;
@@ -35,8 +37,10 @@ pub(crate) enum Verb {
     Detokenize(Detokenize),
     /// Say what a checkpoint is: sizes, special ids, digest
     Inspect(Inspect),
-    /// Serve a model over gRPC
+    /// Serve a model over gRPC and HTTP
     Serve(Serve),
+    /// Open an HTTP door, as OpenAI's, in front of a cluster
+    Gateway(Gateway),
     /// Lead a cluster, or stand by until the leader is gone
     Coordinator(Coordinator),
     /// Be a node of a cluster: run layers, encode and decode pictures
@@ -95,6 +99,11 @@ pub(crate) struct Serve {
     /// Where clients connect
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub(crate) listen: String,
+    /// Where HTTP clients connect [default: 127.0.0.1:8080, unless that is taken]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<String>,
+    #[command(flatten)]
+    pub(crate) door: Door,
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
