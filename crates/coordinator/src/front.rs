@@ -1,5 +1,6 @@
 //! What a coordinator process serves, whether it leads or stands by: a standby says who leads.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use janus_cluster::{Candidate, Members};
@@ -11,9 +12,10 @@ use janus_wire::{LEADER, MAX_CLIENT_MESSAGE};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use crate::Coordinator;
 use crate::auth::Caller;
+use crate::conduct::Standing;
 use crate::lead::Reign;
+use crate::{Coordinator, DriverHandle};
 
 /// When to ask a standby again, or a coordinator without a leader.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(500);
@@ -142,47 +144,15 @@ impl Cluster for Front {
             numerics: m.numerics.clone(),
             version: m.version.clone(),
         });
-        let pipelines = view.pipelines.iter().zip(&drivers).zip(1..).map(|((p, driver), id)| {
-            let (_, microbatches, failures) = driver.history();
-            let state = match (p.ready, p.begun, p.busy) {
-                (true, ..) => "ready",
-                (_, true, true) => "recovering",
-                (_, true, false) => "parked",
-                _ => "forming",
-            };
-            PipelineStatus {
-                id,
-                epoch: p.epoch,
-                state: state.to_owned(),
-                reason: p.reason.clone(),
-                stages: p
-                    .stages
-                    .iter()
-                    .map(|(node, layers)| StagePlace {
-                        node: node.clone(),
-                        first_layer: layers.start as u32,
-                        end_layer: layers.end as u32,
-                    })
-                    .collect(),
-                failures,
-                recovery_seconds: driver.recovery().map_or(0.0, |d| d.as_secs_f64()),
-                microbatches,
-            }
-        });
-        let mut requests = RequestCounts::default();
-        for driver in &drivers {
-            let (queued, running) = driver.counts();
-            requests.running += running as u64;
-            requests.queued += queued as u64;
-            requests.parked += driver.parked() as u64;
-        }
+        let pipelines =
+            view.pipelines.iter().zip(&drivers).zip(1..).map(|((standing, driver), id)| pipeline(id, standing, driver));
         Ok(Response::new(v1::StatusResponse {
             epoch,
             leader: leader.id,
             leader_address: leader.address,
             members: members.collect(),
             pipelines: pipelines.collect(),
-            requests: Some(requests),
+            requests: Some(requests(&drivers)),
             store_reachable: !view.stale,
         }))
     }
@@ -204,4 +174,42 @@ impl Cluster for Front {
         self.reign()?.conductor.drain(&node).await?;
         Ok(Response::new(v1::DrainResponse {}))
     }
+}
+
+/// A pipeline, for people.
+pub(crate) fn pipeline(id: u64, standing: &Standing, driver: &DriverHandle) -> PipelineStatus {
+    let (_, microbatches, failures) = driver.history();
+    let state = match (standing.ready, standing.begun, standing.busy) {
+        (true, ..) => "ready",
+        (_, true, true) => "recovering",
+        (_, true, false) => "parked",
+        _ => "forming",
+    };
+    let place = |(node, layers): &(String, Range<usize>)| StagePlace {
+        node: node.clone(),
+        first_layer: layers.start as u32,
+        end_layer: layers.end as u32,
+    };
+    PipelineStatus {
+        id,
+        epoch: standing.epoch,
+        state: state.to_owned(),
+        reason: standing.reason.clone(),
+        stages: standing.stages.iter().map(place).collect(),
+        failures,
+        recovery_seconds: driver.recovery().map_or(0.0, |d| d.as_secs_f64()),
+        microbatches,
+    }
+}
+
+/// What all pipelines have to do.
+pub(crate) fn requests(drivers: &[DriverHandle]) -> RequestCounts {
+    let mut requests = RequestCounts::default();
+    for driver in drivers {
+        let (queued, running) = driver.counts();
+        requests.running += running as u64;
+        requests.queued += queued as u64;
+        requests.parked += driver.parked() as u64;
+    }
+    requests
 }

@@ -4,6 +4,7 @@
 //! and decoders; [`drive`] runs the scheduler against a pipeline on a thread of its own, away from public traffic;
 //! [`request`] holds what is known of every request; [`service`] is the public gRPC. There is no tensor here.
 
+mod alone;
 mod auth;
 pub mod conduct;
 pub mod drive;
@@ -19,6 +20,7 @@ pub mod schedule;
 pub mod service;
 mod tenants;
 
+pub use alone::Alone;
 pub use auth::Caller;
 pub use drive::{Driver, DriverHandle, News, Places, Report};
 pub use front::Front;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use janus_spec::{GenerationPrompt, ModelSpec, Tokenizer};
 use janus_wire::v1::inference_server::{Inference, InferenceServer};
 use janus_wire::v1::{
@@ -13,7 +14,8 @@ use janus_wire::v1::{
 use janus_wire::{Identity, MAX_CLIENT_MESSAGE, Security, status};
 
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -31,6 +33,8 @@ use crate::tenants::Tenants;
 
 mod chat;
 mod paint;
+mod palette;
+mod partial;
 mod stops;
 
 /// Events that wait for a slow reader; its task waits then, nobody else.
@@ -83,6 +87,8 @@ struct Shared {
     blobs: Blobs,
     encoders: Pool<EncoderClient<Channel>>,
     decoders: Pool<DecoderClient<Channel>>,
+    /// What each code looks like, once a decoder said so.
+    palette: OnceCell<Bytes>,
     ledger: Option<Ledger>,
     tenants: Tenants,
     draining: CancellationToken,
@@ -128,6 +134,7 @@ impl Coordinator {
         Coordinator(Arc::new(Shared {
             encoders: Pool::encoders(encoders, &security, patience),
             decoders: Pool::decoders(decoders, &security, patience),
+            palette: OnceCell::new(),
             // The canary of every pipeline is 0.
             next_unit: AtomicU64::new(1),
             requests: Requests::default(),
@@ -432,7 +439,7 @@ impl Shared {
     }
 
     async fn decode(&self, ids: &[u32]) -> Result<v1::DecodeResponse, Status> {
-        let request = v1::DecodeRequest { hello: Some(self.hello()), ids: ids.to_vec() };
+        let request = v1::DecodeRequest { hello: Some(self.hello()), ids: ids.to_vec(), partial: false };
         let call = |mut decoder: DecoderClient<Channel>| {
             let request = request.clone();
             async move { decoder.decode(request).await }
@@ -571,7 +578,11 @@ impl Inference for Coordinator {
         Ok(Response::new(v1::CancelResponse {}))
     }
 
-    async fn describe(&self, _: Request<v1::DescribeModelRequest>) -> Result<Response<v1::DescribeModelResponse>, Status> {
+    async fn describe(
+        &self,
+        request: Request<v1::DescribeModelRequest>,
+    ) -> Result<Response<v1::DescribeModelResponse>, Status> {
+        let palette = self.0.palette(request.get_ref().palette).await;
         let (shared, spec) = (&self.0, &self.0.model.spec);
         Ok(Response::new(v1::DescribeModelResponse {
             model: shared.model.name.clone(),
@@ -583,7 +594,7 @@ impl Inference for Coordinator {
             stages: shared.drivers.iter().find_map(DriverHandle::placed).map_or(0, |p| p.stages.len() as u32),
             cfg_weight: spec.generation.cfg_weight,
             temperature: spec.generation.temperature,
-            palette: bytes::Bytes::new(),
+            palette,
             context: spec.llm.max_positions as u32,
         }))
     }

@@ -92,7 +92,7 @@ impl Gateway {
     /// What the coordinator said, if it is not the model.
     pub async fn describe(&self, asker: &Asker) -> Result<v1::DescribeModelResponse, Problem> {
         let describe = |channel| {
-            let request = asker.request(v1::DescribeModelRequest {});
+            let request = asker.request(v1::DescribeModelRequest::default());
             async move { attached::inference(channel).describe(request).await }
         };
         Ok(self.coordinators().call(PATIENCE, describe).await?)

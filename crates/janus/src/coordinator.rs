@@ -226,7 +226,7 @@ async fn another_model(leader: &Candidate, realm: &Realm) -> Failure {
         let ask = async {
             let security = realm.security.to(Role::Coordinator);
             let channel = janus_wire::connect(&leader.address, &security).await.ok()?;
-            let answer = InferenceClient::new(channel).describe(DescribeModelRequest {}).await.ok()?;
+            let answer = InferenceClient::new(channel).describe(DescribeModelRequest::default()).await.ok()?;
             Some(answer.into_inner())
         };
         if let Ok(Some(served)) = tokio::time::timeout(DESCRIBE, ask).await {

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode, Tenants};
+use janus_coordinator::{Alone, Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode, Tenants};
 use janus_model::llama::Workspace;
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
 use janus_wire::tls::Door;
+use janus_wire::v1::MemberStatus;
+use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
@@ -154,6 +156,7 @@ impl Local {
         let decoder = decoder.map_err(Failure::mistake)?;
         decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
 
+        let stages_here = stages.clone();
         let special = tokenizer.special();
         let per_position = checkpoint.spec.kv_bytes_per_position(options.kv.size()).max(1);
         let driver = Driver {
@@ -174,6 +177,8 @@ impl Local {
         };
         let driver = driver.start(shutdown.clone()).map_err(broken)?;
         let draining = CancellationToken::new();
+        let parts_here = members(&stages_here, &encoders, &decoders, &identity);
+        let alone = Alone::new(identity.node.clone(), address.to_string(), vec![driver.clone()], parts_here);
         let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
         let parts = Parts {
             identity,
@@ -191,9 +196,10 @@ impl Local {
 
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
-        let reflection = reflection(&[InferenceServer::<Coordinator>::NAME])?;
+        let reflection = reflection(&[InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME])?;
         let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?;
-        let router = router.add_service(coordinator.clone().server()).add_service(health_service).add_service(reflection);
+        let router = router.add_service(coordinator.clone().server()).add_service(alone.server());
+        let router = router.add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();
         let until = closing.clone();
         let incoming = public.behind(&options.security, Door::Public);
@@ -250,6 +256,27 @@ impl Local {
         let _ = tokio::time::timeout(FLUSH, &mut self.serving).await;
         self.shutdown.cancel();
     }
+}
+
+/// The parts of this process, for people: they share its memory and cores, so it is not said whose is what.
+fn members(stages: &[StageNode], encoders: &[String], decoders: &[String], identity: &Identity) -> Vec<MemberStatus> {
+    let member = |id: String, role: &str, address: &str, layers: Range<usize>| MemberStatus {
+        id,
+        pid: std::process::id(),
+        roles: vec![role.to_owned()],
+        address: address.to_owned(),
+        state: "serving".to_owned(),
+        first_layer: layers.start as u32,
+        end_layer: layers.end as u32,
+        device: "cpu".to_owned(),
+        numerics: identity.numerics.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..MemberStatus::default()
+    };
+    let stages = stages.iter().map(|s| member(s.node.clone(), "stage", &s.address, s.layers.clone()));
+    let encoders = encoders.iter().enumerate().map(|(i, at)| member(format!("encoder-{i}"), "encoder", at, 0..0));
+    let decoders = decoders.iter().enumerate().map(|(i, at)| member(format!("decoder-{i}"), "decoder", at, 0..0));
+    stages.chain(encoders).chain(decoders).collect()
 }
 
 /// Reflection of these services and of health; the descriptors hold the nodes' services too, which are not served here.

@@ -400,7 +400,7 @@ async fn connect(
                     continue;
                 }
             };
-            let describe = client.clone().describe(v1::DescribeModelRequest {}).await;
+            let describe = client.clone().describe(v1::DescribeModelRequest::default()).await;
             match describe {
                 Ok(model) => {
                     endpoints.remove(at - 1);
