@@ -17,6 +17,7 @@ mod inspect;
 mod local;
 mod output;
 mod plan;
+mod pull;
 mod serve;
 mod session;
 mod status;
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
-    // Clients of HTTPS are built without a provider of their own; another one that is there already is as good.
+    // One TLS for everything that speaks it; none is chosen by default.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // A verb that ends says itself how; only a server has a story to tell on the way.
     let serves =
@@ -85,6 +86,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Plan(args) => plan::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Eval(args) => eval::run(args),
+        Verb::Pull(args) => pull::run(args),
     }
 }
 
