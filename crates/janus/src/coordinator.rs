@@ -21,6 +21,7 @@ use tonic::server::NamedService;
 use crate::args::Coordinator as Args;
 use crate::failure::{Failure, Outcome};
 use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
+use crate::probes::Probes;
 use crate::serve::{Signals, check_listen};
 use crate::{checkpoint, output, session};
 
@@ -39,10 +40,12 @@ pub(crate) fn run(args: Args) -> Outcome {
     let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
+        let probes = Probes::serve(args.node.health.as_deref()).await?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
         let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
+        let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
         let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
         let kv = KvDtype::from(args.node.kv);
         let identity = Identity {
@@ -52,6 +55,8 @@ pub(crate) fn run(args: Args) -> Outcome {
             node: name.clone(),
         };
         let security = Security::Plain;
+        tokenizer()?;
+        probes.started().await;
         let store = tokio::select! {
             store = connected(&config) => store?,
             () = signals.any() => return Ok(()),
@@ -86,7 +91,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         let (reign, reigning) = watch::channel(None);
         let (leader, led) = watch::channel(None);
         let stale = members.clone();
-        let front = Front::new(reigning.clone(), led, members);
+        let front = Front::new(reigning.clone(), led.clone(), members);
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let mut server = janus_wire::server(&security).map_err(broken)?;
@@ -103,12 +108,13 @@ pub(crate) fn run(args: Args) -> Outcome {
             );
         tokio::spawn(follow_readiness(reigning.clone(), health, draining.clone()));
 
+        let standing = probes.follow_standing(reigning.clone(), led, name.clone(), draining.clone());
+        tokio::spawn(standing);
+
         let ttl = Duration::from_secs(args.node.store.ttl);
         let candidate = Candidate { id: name.clone(), address: address.clone() };
         let election =
             Election::start(config, &args.node.store.cluster, candidate.clone(), ttl).map_err(Failure::mistake)?;
-        let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
-        tokenizer()?;
         let over = CancellationToken::new();
         let reigns = follow_election(election.leadership(), candidate, realm, tokenizer, &reign, &leader, over.clone());
         output::print_line(&format!("coordinator {name} {address}"));

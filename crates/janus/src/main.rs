@@ -7,6 +7,7 @@ mod args;
 mod ask;
 mod bench;
 mod checkpoint;
+mod config;
 mod coordinator;
 mod eval;
 mod failure;
@@ -15,6 +16,7 @@ mod inspect;
 mod local;
 mod output;
 mod plan;
+mod probes;
 mod serve;
 mod session;
 mod status;
@@ -70,6 +72,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Serve(args) => serve::run(args),
         Verb::Coordinator(args) => coordinator::run(args),
         Verb::Worker(args) => worker::run(args),
+        Verb::Config(args) => config::run(args),
         Verb::Up(args) => up::run(args),
         Verb::Status(args) => status::run(args),
         Verb::Drain(args) => status::drain(args),

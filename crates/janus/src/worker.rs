@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use crate::args::{Roles, Worker};
 use crate::failure::{Failure, Outcome};
 use crate::local::{FEATURE_BYTES, SLOTS, broken};
+use crate::probes::Probes;
 use crate::serve::{Signal, Signals, check_listen};
 use crate::{checkpoint, session};
 
@@ -64,6 +65,7 @@ struct Running {
 
 impl Running {
     async fn start(args: Worker, store: StoreConfig, checkpoint: Arc<Checkpoint>) -> Outcome<Self> {
+        let probes = Probes::serve(args.node.health.as_deref()).await?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("worker-{}", listener.address().port()));
@@ -145,6 +147,8 @@ impl Running {
         let ttl = Duration::from_secs(args.node.store.ttl);
         let registration = Registration::start(store, &args.node.store.cluster, member, ttl, probe(&security));
         let registration = Arc::new(registration.map_err(Failure::mistake)?);
+        probes.started().await;
+        tokio::spawn(probes.follow_registration(registration.state(), drain.clone()));
         tokio::spawn(tell(registration.state(), name.clone()));
 
         if let Some(mut held) = held.clone() {

@@ -1,5 +1,11 @@
 {{/* What the schema cannot say: keys that were removed, and values that do not go together. */}}
 {{- define "janus.check" -}}
+{{- $removed := dict
+  "metricsPort" "metrics.port"
+}}
+{{- range $key, $now := $removed }}
+{{- if hasKey $.Values $key }}{{ fail (printf "%s was removed: set %s instead" $key $now) }}{{ end }}
+{{- end }}
 {{- $model := .Values.model }}
 {{- if and (ne $model.source "builtin") (not $model.digest) }}
 {{- fail "model.digest is empty: set it to the SHA-256 that `janus inspect --model DIR` prints, so that no pod serves another checkpoint" }}

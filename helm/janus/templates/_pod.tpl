@@ -104,8 +104,8 @@
 {{- else }}
 - --insecure
 {{- end }}
-{{- if .Values.metricsPort }}
-- --metrics=0.0.0.0:{{ .Values.metricsPort }}
+{{- if .Values.metrics.port }}
+- --metrics=0.0.0.0:{{ .Values.metrics.port }}
 {{- end }}
 {{- with .Values.otlpEndpoint }}
 - --otlp={{ . }}
@@ -200,8 +200,8 @@ spec:
         {{- end }}
       ports:
         {{- .ports | nindent 8 }}
-        {{- if $root.Values.metricsPort }}
-        - {name: metrics, containerPort: {{ $root.Values.metricsPort }}}
+        {{- if $root.Values.metrics.port }}
+        - {name: metrics, containerPort: {{ $root.Values.metrics.port }}}
         {{- end }}
       {{- if eq .probes "grpc" }}
       startupProbe:
@@ -219,18 +219,17 @@ spec:
         timeoutSeconds: 2
         failureThreshold: 2
       {{- else }}
-      {{- $scheme := ternary "HTTPS" "HTTP" (eq (include "janus.tls" $root) "true") }}
       startupProbe:
-        httpGet: {path: /healthz, port: http, scheme: {{ $scheme }}}
+        httpGet: {path: /healthz, port: http}
         periodSeconds: 2
         failureThreshold: 30
       livenessProbe:
-        httpGet: {path: /healthz, port: http, scheme: {{ $scheme }}}
+        httpGet: {path: /healthz, port: http}
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: 3
       readinessProbe:
-        httpGet: {path: /readyz, port: http, scheme: {{ $scheme }}}
+        httpGet: {path: /readyz, port: http}
         periodSeconds: 2
         timeoutSeconds: 2
         failureThreshold: 2
