@@ -46,6 +46,8 @@ pub(crate) fn run(args: Args) -> Outcome {
         let name = args.node.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
         let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
         let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
+        tokenizer()?;
+        probes.started().await;
         let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
         let kv = KvDtype::from(args.node.kv);
         let identity = Identity {
@@ -55,8 +57,6 @@ pub(crate) fn run(args: Args) -> Outcome {
             node: name.clone(),
         };
         let security = Security::Plain;
-        tokenizer()?;
-        probes.started().await;
         let store = tokio::select! {
             store = connected(&config) => store?,
             () = signals.any() => return Ok(()),

@@ -65,8 +65,8 @@ struct Running {
 
 impl Running {
     async fn start(args: Worker, store: StoreConfig, checkpoint: Arc<Checkpoint>) -> Outcome<Self> {
-        let probes = Probes::serve(args.node.health.as_deref()).await?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
+        let probes = Probes::serve(args.node.health.as_deref()).await?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("worker-{}", listener.address().port()));
         let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);

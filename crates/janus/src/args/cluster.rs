@@ -52,12 +52,12 @@ pub(crate) struct Node {
     /// The address that others are told [default: where it listens]
     #[arg(long, value_name = "ADDR")]
     pub(crate) advertise: Option<String>,
-    /// Listen beyond this machine without encryption
-    #[arg(long)]
-    pub(crate) insecure: bool,
     /// Answer probes here, over plain gRPC health: live, started, ready
     #[arg(long, value_name = "ADDR")]
     pub(crate) health: Option<String>,
+    /// Listen beyond this machine without encryption
+    #[arg(long)]
+    pub(crate) insecure: bool,
     /// Its name, the same when it is started again [default: what it is, and its port]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,

@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
-pub(crate) use cluster::{Coordinator, Drain, Node, Roles, Status, Store, Tether, Up, Worker};
+pub(crate) use cluster::Node;
+pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
 const MAX_COUNT: usize = 1024;
