@@ -9,11 +9,12 @@ use janus_coordinator::schedule::Limits;
 use janus_coordinator::{Front, Realm, Reign};
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_spec::{KvStorage, ModelSpec, Tokenizer, WeightStorage};
+use janus_wire::tls::{Door, Role};
 use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
-use janus_wire::{Identity, Listener, Security};
+use janus_wire::{Identity, Listener};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
@@ -34,7 +35,9 @@ const RETRY: Duration = Duration::from_millis(500);
 const DESCRIBE: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(args: Args) -> Outcome {
-    check_listen(&args.listen, args.node.insecure)?;
+    let security = args.node.tls.security()?;
+    check_listen(&args.listen, args.node.insecure, &security)?;
+    security.suits(&args.node.store.cluster, Role::Coordinator).map_err(Failure::mistake)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
@@ -56,7 +59,6 @@ pub(crate) fn run(args: Args) -> Outcome {
             model: digest.0,
             node: name.clone(),
         };
-        let security = Security::Plain;
         let store = tokio::select! {
             store = connected(&config) => store?,
             () = signals.any() => return Ok(()),
@@ -102,10 +104,9 @@ pub(crate) fn run(args: Args) -> Outcome {
             .add_service(reflection(&[InferenceServer::<Front>::NAME, ClusterServer::<Front>::NAME])?);
         let closing = CancellationToken::new();
         let until = closing.clone();
+        let incoming = listener.behind(&security, Door::Public);
         let serving =
-            tokio::spawn(
-                async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await },
-            );
+            tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await });
         tokio::spawn(follow_readiness(reigning.clone(), health, draining.clone()));
 
         let standing = probes.follow_standing(reigning.clone(), led, name.clone(), draining.clone());
@@ -228,7 +229,8 @@ fn election_gone() -> Failure {
 async fn another_model(leader: &Candidate, realm: &Realm) -> Failure {
     loop {
         let ask = async {
-            let channel = janus_wire::connect(&leader.address, &realm.security).await.ok()?;
+            let security = realm.security.to(Role::Coordinator);
+            let channel = janus_wire::connect(&leader.address, &security).await.ok()?;
             let answer = InferenceClient::new(channel).describe(DescribeModelRequest {}).await.ok()?;
             Some(answer.into_inner())
         };

@@ -11,6 +11,7 @@ use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places,
 use janus_model::llama::Workspace;
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
+use janus_wire::tls::Door;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
@@ -25,8 +26,11 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
+use crate::certs;
 use crate::failure::{Failure, Outcome};
 
+/// What the cluster inside one process is called.
+const CLUSTER: &str = "local";
 /// Units open at once in one pipeline.
 pub(crate) const SLOTS: usize = 512;
 /// Units that may wait.
@@ -54,6 +58,8 @@ pub(crate) struct Options {
     pub(crate) kv: KvDtype,
     /// What is loaded now; the rest waits until it is first needed.
     pub(crate) needs: Needs,
+    /// Of the public port; if it is encrypted, so is what the parts say to each other.
+    pub(crate) security: Security,
 }
 
 /// The parts beside the language model that are surely used, so that a damaged one is known before any work.
@@ -109,12 +115,15 @@ impl Local {
         let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec)?;
         let (digest, _) = checkpoint.digests(pool.threads())?;
         let identity = Identity {
-            cluster: "local".to_owned(),
+            cluster: CLUSTER.to_owned(),
             numerics: janus_worker::cpu_numerics(weights, options.kv),
             model: digest.0,
             node: format!("local-{}", std::process::id()),
         };
-        let security = Security::Plain;
+        let security = match options.security.encrypts() {
+            true => certs::within(CLUSTER)?,
+            false => Security::Plain,
+        };
         let shutdown = CancellationToken::new();
         let checkpoint = Arc::new(checkpoint);
 
@@ -182,13 +191,13 @@ impl Local {
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let reflection = reflection(&[InferenceServer::<Coordinator>::NAME])?;
-        let router = janus_wire::server(&security).map_err(broken)?;
-        let mut router = router;
+        let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?;
         let router = router.add_service(coordinator.clone().server()).add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();
         let until = closing.clone();
+        let incoming = public.behind(&options.security, Door::Public);
         let serving = tokio::spawn(async move {
-            if let Err(error) = router.serve_with_incoming_shutdown(public.incoming(), until.cancelled_owned()).await {
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await {
                 tracing::error!(%error, "the public server ended");
             }
         });
@@ -279,7 +288,8 @@ async fn spawn(
     let mut server = janus_wire::server(security).map_err(broken)?;
     let router = add(&mut server);
     let until = shutdown.clone();
-    tokio::spawn(async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await });
+    let incoming = listener.behind(security, Door::Nodes);
+    tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await });
     Ok(address)
 }
 

@@ -6,6 +6,7 @@
 mod args;
 mod ask;
 mod bench;
+mod certs;
 mod checkpoint;
 mod config;
 mod coordinator;
@@ -22,6 +23,7 @@ mod session;
 mod status;
 mod store;
 mod terminal;
+mod tls;
 mod tokens;
 mod up;
 mod worker;
@@ -76,6 +78,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Up(args) => up::run(args),
         Verb::Status(args) => status::run(args),
         Verb::Drain(args) => status::drain(args),
+        Verb::Certs(args) => certs::run(args),
         Verb::Tether(args) => up::tether(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Bench(args) => bench::run(args),

@@ -4,6 +4,7 @@ use std::net::ToSocketAddrs;
 use std::time::Duration;
 
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
+use janus_wire::Security;
 
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
@@ -14,7 +15,8 @@ use crate::{checkpoint, output, session};
 const GRACE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: Serve) -> Outcome {
-    check_listen(&args.listen, args.insecure)?;
+    let security = args.tls.security()?;
+    check_listen(&args.listen, args.insecure, &security)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     let options = Options {
         listen: args.listen,
@@ -24,6 +26,7 @@ pub(crate) fn run(args: Serve) -> Outcome {
         weights: args.here.weights.map(WeightFormat::from),
         kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,
+        security,
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
@@ -42,15 +45,15 @@ pub(crate) fn run(args: Serve) -> Outcome {
     })
 }
 
-/// Anybody who reaches the port can use it, so anything but loopback must be meant.
-pub(crate) fn check_listen(listen: &str, insecure: bool) -> Outcome {
+/// What is said on a network can be read there, so anything but loopback without TLS must be meant.
+pub(crate) fn check_listen(listen: &str, insecure: bool, security: &Security) -> Outcome {
     let addresses =
         listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
     let open = addresses.into_iter().find(|a| !a.ip().is_loopback());
     match open {
-        Some(address) if !insecure => Err(Failure::mistake(format!(
-            "--listen {listen}: {} is reachable from other machines and there is no encryption; say --insecure if the network is \
-             trusted, or listen on 127.0.0.1",
+        Some(address) if !insecure && !security.encrypts() => Err(Failure::mistake(format!(
+            "--listen {listen}: {} is reachable from other machines and there is no encryption; give certificates (--tls-ca, \
+             --tls-cert, --tls-key), say --insecure if the network is trusted, or listen on 127.0.0.1",
             address.ip()
         ))),
         _ => Ok(()),
@@ -100,14 +103,18 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::check_listen;
+    use janus_wire::Security;
 
     #[test]
     fn only_loopback_is_open_by_default() {
+        let check_listen = |listen, insecure| check_listen(listen, insecure, &Security::Plain);
         assert!(check_listen("127.0.0.1:7070", false).is_ok());
         assert!(check_listen("[::1]:7070", false).is_ok());
         assert!(check_listen("0.0.0.0:7070", true).is_ok());
         let refused = check_listen("0.0.0.0:7070", false).unwrap_err().to_string();
         assert!(refused.contains("--insecure") && refused.contains("0.0.0.0"));
+        let encrypted = crate::certs::within("a").unwrap();
+        assert!(super::check_listen("0.0.0.0:7070", false, &encrypted).is_ok());
         assert!(check_listen("nonsense", false).unwrap_err().to_string().contains("host:port"));
     }
 }

@@ -7,16 +7,20 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use janus_wire::Listener;
+use janus_wire::tls::{Role, Roles};
+use janus_wire::{Listener, Security};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Tether, Up};
+use crate::certs::Papers;
 use crate::failure::{Failure, Outcome};
 use crate::serve::{Signals, check_listen};
 use crate::worker::available_memory;
 use crate::{checkpoint, output, status};
 
+/// Name of the cluster: that of `--cluster` unless it is said.
+const CLUSTER: &str = "janus";
 /// Pause before a part is started again: doubled each time, up to the second value...
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// ...and forgotten when it has lived for so long.
@@ -33,7 +37,10 @@ struct Part {
 }
 
 pub(crate) fn run(args: Up) -> Outcome {
-    check_listen(&args.listen, args.insecure)?;
+    // With --tls the certificates are made below, so what matters is that there will be some.
+    if !args.tls {
+        check_listen(&args.listen, args.insecure, &Security::Plain)?;
+    }
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
     }
@@ -59,25 +66,34 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     let mut signals = Signals::new()?;
     let public = coordinator_addresses(&args).await?;
     let (client, peer) = (free_port().await?, free_port().await?);
-    let url = format!("http://127.0.0.1:{client}");
+    let papers = match args.tls {
+        true => Some(papers(&state, &public)?),
+        false => None,
+    };
+    let papers = papers.as_ref();
+    let url = format!("{}://127.0.0.1:{client}", if args.tls { "https" } else { "http" });
     let exe = std::env::current_exe().map_err(|e| Failure::Broken(format!("this program's own path: {e}")))?;
 
     let over = CancellationToken::new();
     let mut parts = tokio::task::JoinSet::new();
-    parts.spawn(keep(etcd_part(&etcd, &state, &url, peer), over.clone()));
+    parts.spawn(keep(etcd_part(&etcd, &state, &url, peer, papers)?, over.clone()));
     // Workers first: the coordinator then finds all of them.
-    for part in workers(&args, &exe, &url) {
+    for part in workers(&args, &exe, &url, papers)? {
         parts.spawn(keep(part, over.clone()));
     }
     for (i, address) in public.iter().enumerate() {
-        parts.spawn(keep(coordinator(&args, &exe, &url, i, address), over.clone()));
+        parts.spawn(keep(coordinator(&args, &exe, &url, i, address, papers)?, over.clone()));
     }
 
+    let security = match papers {
+        Some(papers) => Security::files(papers.issue("client", Role::Client.into())?).map_err(Failure::mistake)?,
+        None => Security::Plain,
+    };
     let endpoints = public.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let ready = async {
         loop {
             // Whichever of them leads.
-            if let Ok(answer) = status::cluster(&endpoints).await
+            if let Ok(answer) = status::cluster(&endpoints, &security).await
                 && !answer.pipelines.is_empty()
                 && answer.pipelines.iter().all(|p| p.state == "ready")
                 && ["encoder", "decoder"].iter().all(|role| answer.members.iter().any(|m| m.roles.iter().any(|r| r == role)))
@@ -89,6 +105,9 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     };
     let failed = tokio::select! {
         () = ready => {
+            if let Some(papers) = papers {
+                eprintln!("janus: clients connect with --tls-ca {}", papers.ca().display());
+            }
             output::print_line(&format!("ready {endpoints}"));
             tokio::select! {
                 failed = parts.join_next() => failed,
@@ -153,8 +172,30 @@ async fn stop(child: &mut Child) {
     }
 }
 
-fn etcd_part(etcd: &Path, state: &Path, url: &str, peer: u16) -> Part {
-    let peer = format!("http://127.0.0.1:{peer}");
+/// The authority of this cluster, and where its parts are found.
+fn papers(state: &Path, public: &[SocketAddr]) -> Outcome<Papers> {
+    let mut hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    hosts.extend(public.iter().map(|address| address.ip().to_string()));
+    hosts.sort();
+    hosts.dedup();
+    Papers::new(state.join("tls"), CLUSTER, hosts)
+}
+
+/// What a part is told of its certificate, and of the one that it shows to etcd.
+fn tls_flags(papers: Option<&Papers>, name: &str, roles: Roles) -> Outcome<Vec<OsString>> {
+    let Some(papers) = papers else { return Ok(Vec::new()) };
+    let files = papers.issue(name, roles)?;
+    let mut flags: Vec<OsString> = Vec::new();
+    let kinds = [["--tls-ca", "--etcd-ca"], ["--tls-cert", "--etcd-cert"], ["--tls-key", "--etcd-key"]];
+    let (cert, key) = files.own.unwrap_or_default();
+    for (names, file) in kinds.iter().zip([files.authority, cert, key]) {
+        flags.extend(names.iter().flat_map(|flag| [OsString::from(flag), file.clone().into()]));
+    }
+    Ok(flags)
+}
+
+fn etcd_part(etcd: &Path, state: &Path, url: &str, peer: u16, papers: Option<&Papers>) -> Outcome<Part> {
+    let peer = format!("{}://127.0.0.1:{peer}", if papers.is_some() { "https" } else { "http" });
     let flags = [
         ("--name", "janus".to_owned()),
         ("--data-dir", state.join("etcd").display().to_string()),
@@ -169,16 +210,27 @@ fn etcd_part(etcd: &Path, state: &Path, url: &str, peer: u16) -> Part {
         ("--logger", "zap".to_owned()),
     ];
     let flags = flags.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]);
-    Part { name: "etcd".to_owned(), command: [etcd.as_os_str().to_owned()].into_iter().chain(flags).collect() }
+    let mut command: Vec<OsString> = [etcd.as_os_str().to_owned()].into_iter().chain(flags).collect();
+    if let Some(papers) = papers {
+        let files = papers.issue("etcd", Roles::default())?;
+        let (cert, key) = files.own.unwrap_or_default();
+        for prefix in ["--", "--peer-"] {
+            for (flag, file) in [("trusted-ca-file", &files.authority), ("cert-file", &cert), ("key-file", &key)] {
+                command.extend([format!("{prefix}{flag}").into(), file.into()]);
+            }
+            command.push(format!("{prefix}client-cert-auth").into());
+        }
+    }
+    Ok(Part { name: "etcd".to_owned(), command })
 }
 
-fn workers(args: &Up, exe: &Path, url: &str) -> Vec<Part> {
+fn workers(args: &Up, exe: &Path, url: &str, papers: Option<&Papers>) -> Outcome<Vec<Part>> {
     let stages = args.here.stages * args.pipelines + args.spares;
     let memory = available_memory() / stages as u64 * 8 / 10;
-    let worker = |name: String, role: &str, slow: bool| {
+    let worker = |name: String, role: Role, slow: bool| -> Outcome<Part> {
         let mut command: Vec<OsString> = vec![exe.into(), "worker".into()];
         let mut flag = |flag: &str, value: String| command.extend([flag.into(), value.into()]);
-        flag("--role", role.to_owned());
+        flag("--role", role.name().to_owned());
         flag("--name", name.clone());
         flag("--etcd", url.to_owned());
         flag("--ttl", args.ttl.to_string());
@@ -197,17 +249,21 @@ fn workers(args: &Up, exe: &Path, url: &str) -> Vec<Part> {
         if args.test {
             command.push("--test".into());
         }
-        Part { name, command }
+        command.extend(tls_flags(papers, &name, role.into())?);
+        Ok(Part { name, command })
     };
-    let mut parts: Vec<Part> = (0..stages).map(|i| worker(format!("stage-{i}"), "stage", true)).collect();
-    for i in 0..args.painters {
-        parts.push(worker(format!("encoder-{i}"), "encoder", false));
-        parts.push(worker(format!("decoder-{i}"), "decoder", false));
+    let mut parts = Vec::new();
+    for i in 0..stages {
+        parts.push(worker(format!("stage-{i}"), Role::Stage, true)?);
     }
-    parts
+    for i in 0..args.painters {
+        parts.push(worker(format!("encoder-{i}"), Role::Encoder, false)?);
+        parts.push(worker(format!("decoder-{i}"), Role::Decoder, false)?);
+    }
+    Ok(parts)
 }
 
-fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr) -> Part {
+fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr, papers: Option<&Papers>) -> Outcome<Part> {
     let name = format!("coordinator-{i}");
     let mut command: Vec<OsString> = vec![exe.into(), "coordinator".into()];
     let flags = [
@@ -228,7 +284,8 @@ fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr)
     if args.insecure {
         command.push("--insecure".into());
     }
-    Part { name, command }
+    command.extend(tls_flags(papers, &name, Role::Coordinator.into())?);
+    Ok(Part { name, command })
 }
 
 /// The first coordinator's address as asked for, and the ports after it for the others.

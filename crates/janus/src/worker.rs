@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use janus_cluster::{Member, Probe, Registration, RegistrationState, Role as MemberRole, StoreConfig, random_incarnation};
 use janus_model::llama::{Layer, LlamaRange, Span};
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
+use janus_wire::tls::{self, Door};
 use janus_wire::v1::node_client::NodeClient;
 use janus_wire::v1::node_server::{Node, NodeServer};
 use janus_wire::v1::{DrainNodeRequest, DrainNodeResponse, IdentifyRequest, IdentifyResponse};
-use janus_wire::{Identity, Listener, Security};
+use janus_wire::{Guarded, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
 use janus_worker::stage::{Fence, ModelLoader, StageService};
@@ -30,7 +31,10 @@ const PROBE: Duration = Duration::from_secs(1);
 const ROUND_TRIPS: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(args: Worker) -> Outcome {
-    check_listen(&args.listen, args.node.insecure)?;
+    let security = args.node.tls.security()?;
+    check_listen(&args.listen, args.node.insecure, &security)?;
+    let roles = args.role.iter().map(|role| role.certified()).collect::<Vec<_>>();
+    security.suits(&args.node.store.cluster, tls::Roles::of(&roles)).map_err(Failure::mistake)?;
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
     }
@@ -40,7 +44,7 @@ pub(crate) fn run(args: Worker) -> Outcome {
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let worker = tokio::select! {
-            worker = Running::start(args, store, checkpoint) => worker?,
+            worker = Running::start(args, security, store, checkpoint) => worker?,
             () = signals.interrupted() => return Ok(()),
         };
         // An interrupt ends it at once, a termination when its work has gone elsewhere.
@@ -64,7 +68,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(args: Worker, store: StoreConfig, checkpoint: Arc<Checkpoint>) -> Outcome<Self> {
+    async fn start(args: Worker, security: Security, store: StoreConfig, checkpoint: Arc<Checkpoint>) -> Outcome<Self> {
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let probes = Probes::serve(args.node.health.as_deref()).await?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
@@ -79,7 +83,6 @@ impl Running {
             model: digest.0,
             node: name.clone(),
         };
-        let security = Security::Plain;
         let shutdown = CancellationToken::new();
         let has = |role: Roles| args.role.contains(&role);
         let mut router = janus_wire::server(&security).map_err(broken)?;
@@ -92,7 +95,7 @@ impl Running {
             drain: drain.clone(),
             fence: Arc::default(),
         };
-        let mut router = router.add_service(NodeServer::new(node));
+        let mut router = router.add_service(Guarded(NodeServer::new(node)));
 
         let (mut ms_per_layer, mut ms_per_head, mut held) = (0.0, 0.0, None);
         if has(Roles::Stage) {
@@ -124,7 +127,8 @@ impl Running {
             router = router.add_service(decoder.map_err(Failure::mistake)?.server());
         }
         let until = shutdown.clone();
-        tokio::spawn(async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await });
+        let incoming = listener.behind(&security, Door::Nodes);
+        tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await });
 
         let member = Member {
             id: name.clone(),
@@ -170,6 +174,7 @@ impl Running {
             args.node.store.cluster.clone(),
             name.clone(),
             registration.clone(),
+            security.to(tls::Roles::WORKERS),
         ));
         // Whoever starts workers may wait for this line.
         crate::output::print_line(&format!("worker {name} {address}"));
@@ -216,7 +221,7 @@ async fn tell(mut state: tokio::sync::watch::Receiver<RegistrationState>, name: 
 
 /// Whether the process of a record still answers under its incarnation.
 fn probe(security: &Security) -> Probe {
-    let security = security.clone();
+    let security = security.to(tls::Roles::WORKERS);
     Arc::new(move |member: Member| {
         let security = security.clone();
         Box::pin(async move {
@@ -231,7 +236,13 @@ fn probe(security: &Security) -> Probe {
 }
 
 /// Publishes how long a question to each other member takes.
-async fn measure_round_trips(store: StoreConfig, cluster: String, name: String, registration: Arc<Registration>) {
+async fn measure_round_trips(
+    store: StoreConfig,
+    cluster: String,
+    name: String,
+    registration: Arc<Registration>,
+    security: Security,
+) {
     let registration = Arc::downgrade(&registration);
     let Ok(keys) = janus_cluster::Keys::new(&cluster) else { return };
     let mut ticks = tokio::time::interval(ROUND_TRIPS);
@@ -242,7 +253,7 @@ async fn measure_round_trips(store: StoreConfig, cluster: String, name: String, 
         let others = listing.entries.iter().filter_map(|e| serde_json::from_slice::<Member>(&e.value).ok());
         let mut round_trips = std::collections::BTreeMap::new();
         for other in others.filter(|m| m.id != name) {
-            let Ok(channel) = janus_wire::connect(&other.address, &Security::Plain).await else { continue };
+            let Ok(channel) = janus_wire::connect(&other.address, &security).await else { continue };
             let mut client = NodeClient::new(channel);
             let mut best = f64::INFINITY;
             for _ in 0..3 {
@@ -324,6 +335,15 @@ pub(crate) fn available_memory() -> u64 {
 }
 
 impl Roles {
+    /// As it stands in certificates.
+    fn certified(self) -> tls::Role {
+        match self {
+            Roles::Stage => tls::Role::Stage,
+            Roles::Encoder => tls::Role::Encoder,
+            Roles::Decoder => tls::Role::Decoder,
+        }
+    }
+
     fn member(self) -> MemberRole {
         match self {
             Roles::Stage => MemberRole::Stage,

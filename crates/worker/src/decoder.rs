@@ -7,7 +7,7 @@ use janus_model::vq::VqDecoder;
 use janus_model::{Checkpoint, image};
 use janus_wire::v1::decoder_server::{Decoder, DecoderServer};
 use janus_wire::v1::{self};
-use janus_wire::{Identity, MAX_NODE_MESSAGE};
+use janus_wire::{Guarded, Identity, MAX_NODE_MESSAGE};
 use tonic::{Request, Response, Status};
 
 use crate::{ComputeThread, Error};
@@ -66,8 +66,9 @@ impl DecoderService {
     }
 
     /// As a tonic service.
-    pub fn server(self) -> DecoderServer<Self> {
-        DecoderServer::new(self).max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE)
+    pub fn server(self) -> Guarded<DecoderServer<Self>> {
+        let server = DecoderServer::new(self);
+        Guarded(server.max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE))
     }
 }
 

@@ -10,7 +10,7 @@ use janus_model::{Checkpoint, image};
 use janus_wire::v1::encoder_server::{Encoder, EncoderServer};
 use janus_wire::v1::stage_client::StageClient;
 use janus_wire::v1::{self, Role};
-use janus_wire::{Identity, MAX_NODE_MESSAGE, Security, frame};
+use janus_wire::{Guarded, Identity, MAX_NODE_MESSAGE, Security, frame, tls};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
@@ -110,8 +110,9 @@ impl EncoderService {
     }
 
     /// As a tonic service.
-    pub fn server(self) -> EncoderServer<Self> {
-        EncoderServer::new(self).max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE)
+    pub fn server(self) -> Guarded<EncoderServer<Self>> {
+        let server = EncoderServer::new(self);
+        Guarded(server.max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE))
     }
 
     async fn stage(&self, address: &str) -> Result<StageClient<Channel>, Error> {
@@ -119,7 +120,7 @@ impl EncoderService {
         if let Some(client) = stages.get(address) {
             return Ok(client.clone());
         }
-        let channel = janus_wire::connect(address, &self.security).await?;
+        let channel = janus_wire::connect(address, &self.security.to(tls::Role::Stage)).await?;
         let client = StageClient::new(channel).max_encoding_message_size(MAX_NODE_MESSAGE);
         stages.insert(address.to_owned(), client.clone());
         Ok(client)

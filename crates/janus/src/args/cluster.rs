@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Here, Kv, Weights, positive, threads};
+use super::{Here, Kv, Tls, Weights, positive, threads};
 
 /// The store that a cluster shares.
 #[derive(Debug, Clone, Args)]
@@ -58,6 +58,8 @@ pub(crate) struct Node {
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Its name, the same when it is started again [default: what it is, and its port]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
@@ -150,6 +152,9 @@ pub(crate) struct Up {
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Encrypt everything, with certificates made now and kept in tls/ below the state: clients need tls/ca.pem
+    #[arg(long)]
+    pub(crate) tls: bool,
     /// Seconds after which whoever is silent is taken for gone
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=3600))]
     pub(crate) ttl: u64,
@@ -167,6 +172,8 @@ pub(crate) struct Status {
     /// Coordinators; several addresses are tried in turn
     #[arg(long, value_name = "ADDR|URL[,..]", default_value = "127.0.0.1:7070")]
     pub(crate) endpoint: String,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -179,6 +186,8 @@ pub(crate) struct Drain {
     /// Coordinators; several addresses are tried in turn
     #[arg(long, value_name = "ADDR|URL[,..]", default_value = "127.0.0.1:7070")]
     pub(crate) endpoint: String,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! The command line: a contract that scripts rely on.
 
 mod cluster;
+mod tls;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use serde::Deserialize;
 
 pub(crate) use cluster::Node;
 pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
+pub(crate) use tls::{Certs, Tls};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
 const MAX_COUNT: usize = 1024;
@@ -51,6 +53,8 @@ pub(crate) enum Verb {
     Status(Status),
     /// Move a node's work elsewhere, so that it can be stopped
     Drain(Drain),
+    /// Make an authority and certificates, for TLS in a cluster
+    Certs(Certs),
     /// Runs a program that ends with its parent
     #[command(hide = true)]
     Tether(Tether),
@@ -90,6 +94,8 @@ pub(crate) struct Compute {
     /// Ask a coordinator that runs elsewhere; several addresses are tried in turn
     #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["model", "threads", "stages", "weights", "kv"])]
     pub(crate) endpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +108,8 @@ pub(crate) struct Serve {
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
 }
 
 #[derive(Debug, Args)]
@@ -233,6 +241,8 @@ pub(crate) struct Plan {
     /// Ask a running cluster instead; several addresses are tried in turn
     #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["cluster", "model"])]
     pub(crate) endpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Take the sizes from this checkpoint instead of the file's model
     #[arg(long, value_name = "DIR|shapes")]
     pub(crate) model: Option<String>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use janus_wire::v1::stage_client::StageClient;
 use janus_wire::v1::stage_server::{Stage, StageServer};
 use janus_wire::v1::{self, Hello, LinkAnswer, LinkMessage, ResultMessage, Role, StepResult, link_message, result_message};
-use janus_wire::{Identity, MAX_NODE_MESSAGE, Security, frame};
+use janus_wire::{Guarded, Identity, MAX_NODE_MESSAGE, Security, frame, tls};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -151,8 +151,9 @@ impl<C: Compute> StageService<C> {
     }
 
     /// As a tonic service.
-    pub fn server(self) -> StageServer<Self> {
-        StageServer::new(self).max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE)
+    pub fn server(self) -> Guarded<StageServer<Self>> {
+        let server = StageServer::new(self);
+        Guarded(server.max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE))
     }
 }
 
@@ -219,7 +220,7 @@ impl<C: Compute> Shared<C> {
         hello: &Hello,
         over: &CancellationToken,
     ) -> Result<Output, Error> {
-        let channel = janus_wire::connect_until(&request.next, &self.security, over.clone()).await?;
+        let channel = janus_wire::connect_until(&request.next, &self.security.to(tls::Role::Stage), over.clone()).await?;
         let mut client = StageClient::new(channel).max_decoding_message_size(MAX_NODE_MESSAGE);
         let (sender, receiver) = mpsc::channel(QUEUE);
         let layers = request.next_first_layer as usize..request.next_end_layer as usize;
