@@ -10,7 +10,7 @@ use janus_model::Checkpoint;
 use crate::args::{Check, Cli, Config, Node, Verb};
 use crate::failure::{Failure, Outcome};
 use crate::serve::check_listen;
-use crate::{checkpoint, output};
+use crate::{checkpoint, coordinator, output, pull, worker};
 
 pub(crate) fn run(args: Config) -> Outcome {
     let Config::Check(Check { command }) = args;
@@ -19,32 +19,43 @@ pub(crate) fn run(args: Config) -> Outcome {
     log_filter()?;
     let what = match cli.verb {
         Verb::Coordinator(args) => {
-            check_listen(&args.listen, args.node.insecure)?;
+            coordinator::security(&args)?;
             node(&args.node)?;
             "coordinator"
         }
         Verb::Worker(args) => {
-            check_listen(&args.listen, args.node.insecure)?;
+            worker::security(&args)?;
             node(&args.node)?;
             "worker"
         }
         Verb::Serve(args) => {
-            check_listen(&args.listen, args.insecure)?;
+            check_listen(&args.listen, args.insecure, &args.tls.security()?)?;
             model(&args.here.model)?;
             "serve"
         }
+        Verb::Pull(args) => {
+            pull::check(&args)?;
+            "pull"
+        }
+        // Its hosts and names are checked while parsing, its folder when it writes.
+        Verb::Certs(_) => "certs",
         Verb::Inspect(args) => {
             model(&args.model)?;
             "inspect"
         }
         Verb::Generate(args) => {
             match &args.compute.endpoint {
-                Some(endpoints) => addresses("--endpoint", endpoints)?,
+                Some(endpoints) => {
+                    args.compute.tls.security()?;
+                    addresses("--endpoint", endpoints)?;
+                }
                 None => model(&args.compute.here.model)?,
             }
             "generate"
         }
-        _ => return Err(Failure::mistake("config check knows coordinator, worker, serve, inspect and generate")),
+        _ => {
+            return Err(Failure::mistake("config check knows coordinator, worker, serve, inspect, generate, pull and certs"));
+        }
     };
     output::print_line(&format!("{what}: the command line, the environment and the files are sound"));
     Ok(())

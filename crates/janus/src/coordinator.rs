@@ -34,10 +34,16 @@ const RETRY: Duration = Duration::from_millis(500);
 /// A leader says within this what it serves.
 const DESCRIBE: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(args: Args) -> Outcome {
+/// What it speaks with; its certificate has to be one of a coordinator of this cluster.
+pub(crate) fn security(args: &Args) -> Outcome<Security> {
     let security = args.node.tls.security()?;
     check_listen(&args.listen, args.node.insecure, &security)?;
     security.suits(&args.node.store.cluster, Role::Coordinator).map_err(Failure::mistake)?;
+    Ok(security)
+}
+
+pub(crate) fn run(args: Args) -> Outcome {
+    let security = security(&args)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;

@@ -91,7 +91,7 @@ pub(crate) struct Local {
 }
 
 /// Layers of stage `i` of `n`: contiguous, sizes differing by one at most.
-fn share(layers: usize, i: usize, n: usize) -> Range<usize> {
+pub(crate) fn share(layers: usize, i: usize, n: usize) -> Range<usize> {
     i * layers / n..(i + 1) * layers / n
 }
 

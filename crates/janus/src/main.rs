@@ -18,6 +18,7 @@ mod local;
 mod output;
 mod plan;
 mod probes;
+mod pull;
 mod serve;
 mod session;
 mod status;
@@ -59,6 +60,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
+    // One TLS for everything that speaks it; none is chosen by default.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     // A verb that ends says itself how; only a server has a story to tell on the way.
     let serves = matches!(cli.verb, Verb::Serve(_) | Verb::Coordinator(_) | Verb::Worker(_) | Verb::Up(_));
     log(if serves { "warn" } else { "error" });
@@ -83,6 +86,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Plan(args) => plan::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Eval(args) => eval::run(args),
+        Verb::Pull(args) => pull::run(args),
     }
 }
 

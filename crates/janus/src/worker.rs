@@ -30,11 +30,17 @@ const PROBE: Duration = Duration::from_secs(1);
 /// Round trips to other members are measured this often.
 const ROUND_TRIPS: Duration = Duration::from_secs(30);
 
-pub(crate) fn run(args: Worker) -> Outcome {
+/// What it speaks with; its certificate has to be one of a node of this cluster with all of its roles.
+pub(crate) fn security(args: &Worker) -> Outcome<Security> {
     let security = args.node.tls.security()?;
     check_listen(&args.listen, args.node.insecure, &security)?;
     let roles = args.role.iter().map(|role| role.certified()).collect::<Vec<_>>();
     security.suits(&args.node.store.cluster, tls::Roles::of(&roles)).map_err(Failure::mistake)?;
+    Ok(security)
+}
+
+pub(crate) fn run(args: Worker) -> Outcome {
+    let security = security(&args)?;
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
     }

@@ -3,6 +3,7 @@
 {{/* Where the checkpoint is, for --model. */}}
 {{- define "janus.modelPath" -}}
 {{- if eq .Values.model.source "builtin" }}shapes
+{{- else if eq .Values.model.source "pull" }}/models/checkpoint
 {{- else if .Values.model.subPath }}/models/{{ .Values.model.subPath }}
 {{- else }}/models
 {{- end }}

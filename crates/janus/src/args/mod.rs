@@ -64,13 +64,16 @@ pub(crate) enum Verb {
     Bench(Bench),
     /// Measure how well a model paints and answers
     Eval(Eval),
+    /// Fetch a model from the hub
+    Pull(Pull),
 }
 
 /// What this process computes with.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Here {
-    /// Checkpoint directory (deepseek-ai or transformers layout), or `shapes`, the small model inside this program
-    #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
+    /// Checkpoint directory (deepseek-ai or transformers layout), name of a model that `janus pull` fetched, or `shapes`, the
+    /// small model inside this program
+    #[arg(long, value_name = "DIR|NAME|shapes", default_value = "shapes")]
     pub(crate) model: String,
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
@@ -209,8 +212,8 @@ pub(crate) struct Detokenize {
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// Checkpoint directory, or `shapes`
-    #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
+    /// Checkpoint directory, name of a model that `janus pull` fetched, or `shapes`
+    #[arg(long, value_name = "DIR|NAME|shapes", default_value = "shapes")]
     pub(crate) model: String,
     /// Fail unless this is the checkpoint's digest
     #[arg(long, value_name = "SHA256", value_parser = sha256)]
@@ -283,6 +286,28 @@ pub(crate) struct Bench {
     /// Instruction set to compute with; every one gives the same bits [default: the best this machine has]
     #[arg(long, value_name = "NAME", value_parser = instruction_set)]
     pub(crate) isa: Option<janus_model::Isa>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// Its name on the hub, like deepseek-ai/Janus-Pro-1B
+    #[arg(value_name = "ORG/NAME")]
+    pub(crate) model: String,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    pub(crate) revision: String,
+    /// Only what stage I of N needs, counted from 0
+    #[arg(long, value_name = "I/N", value_parser = stage_of, requires = "to", conflicts_with = "layers")]
+    pub(crate) stage: Option<(usize, usize)>,
+    /// Only what a stage of these layers needs, the second one excluded
+    #[arg(long, value_name = "A:B", value_parser = layer_range, requires = "to")]
+    pub(crate) layers: Option<(usize, usize)>,
+    /// Into this folder [default: the hub's cache, see HF_HOME and HF_HUB_CACHE]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -426,6 +451,20 @@ fn sha256(text: &str) -> Result<String, String> {
         true => Ok(text.to_ascii_lowercase()),
         false => Err("must be 64 hexadecimal digits".to_owned()),
     }
+}
+
+fn two(text: &str, between: char) -> Option<(usize, usize)> {
+    let (a, b) = text.split_once(between)?;
+    let (a, b) = (a.parse().ok()?, b.parse().ok()?);
+    (a < b).then_some((a, b))
+}
+
+fn stage_of(text: &str) -> Result<(usize, usize), String> {
+    two(text, '/').ok_or_else(|| "must be a stage and how many there are, like 0/2 and 1/2".to_owned())
+}
+
+fn layer_range(text: &str) -> Result<(usize, usize), String> {
+    two(text, ':').ok_or_else(|| "must be a first layer and the one after the last, like 0:12".to_owned())
 }
 
 fn count(text: &str) -> Result<usize, String> {
