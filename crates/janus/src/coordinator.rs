@@ -14,7 +14,7 @@ use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
-use janus_wire::{Identity, Listener};
+use janus_wire::{Identity, Listener, Security};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
