@@ -14,7 +14,7 @@ use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
-use janus_wire::{Identity, Listener};
+use janus_wire::{Identity, Listener, Security};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
@@ -22,6 +22,7 @@ use tonic::server::NamedService;
 use crate::args::Coordinator as Args;
 use crate::failure::{Failure, Outcome};
 use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
+use crate::probes::Probes;
 use crate::serve::{Signals, check_listen};
 use crate::{checkpoint, output, session};
 
@@ -33,19 +34,29 @@ const RETRY: Duration = Duration::from_millis(500);
 /// A leader says within this what it serves.
 const DESCRIBE: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(args: Args) -> Outcome {
+/// What it speaks with; its certificate has to be one of a coordinator of this cluster.
+pub(crate) fn security(args: &Args) -> Outcome<Security> {
     let security = args.node.tls.security()?;
     check_listen(&args.listen, args.node.insecure, &security)?;
     security.suits(&args.node.store.cluster, Role::Coordinator).map_err(Failure::mistake)?;
+    Ok(security)
+}
+
+pub(crate) fn run(args: Args) -> Outcome {
+    let security = security(&args)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
+        let probes = Probes::serve(args.node.health.as_deref()).await?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
         let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
+        let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
+        tokenizer()?;
+        probes.started().await;
         let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
         let kv = KvDtype::from(args.node.kv);
         let identity = Identity {
@@ -89,7 +100,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         let (reign, reigning) = watch::channel(None);
         let (leader, led) = watch::channel(None);
         let stale = members.clone();
-        let front = Front::new(reigning.clone(), led, members);
+        let front = Front::new(reigning.clone(), led.clone(), members);
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let mut server = janus_wire::server(&security).map_err(broken)?;
@@ -105,12 +116,13 @@ pub(crate) fn run(args: Args) -> Outcome {
             tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await });
         tokio::spawn(follow_readiness(reigning.clone(), health, draining.clone()));
 
+        let standing = probes.follow_standing(reigning.clone(), led, name.clone(), draining.clone());
+        tokio::spawn(standing);
+
         let ttl = Duration::from_secs(args.node.store.ttl);
         let candidate = Candidate { id: name.clone(), address: address.clone() };
         let election =
             Election::start(config, &args.node.store.cluster, candidate.clone(), ttl).map_err(Failure::mistake)?;
-        let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
-        tokenizer()?;
         let over = CancellationToken::new();
         let reigns = follow_election(election.leadership(), candidate, realm, tokenizer, &reign, &leader, over.clone());
         output::print_line(&format!("coordinator {name} {address}"));

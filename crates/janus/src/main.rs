@@ -8,6 +8,7 @@ mod ask;
 mod bench;
 mod certs;
 mod checkpoint;
+mod config;
 mod coordinator;
 mod eval;
 mod failure;
@@ -17,6 +18,7 @@ mod inspect;
 mod local;
 mod output;
 mod plan;
+mod probes;
 mod pull;
 mod serve;
 mod session;
@@ -78,6 +80,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Gateway(args) => gateway::run(args),
         Verb::Coordinator(args) => coordinator::run(args),
         Verb::Worker(args) => worker::run(args),
+        Verb::Config(args) => config::run(args),
         Verb::Up(args) => up::run(args),
         Verb::Status(args) => status::run(args),
         Verb::Drain(args) => status::drain(args),

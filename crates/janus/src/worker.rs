@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status};
 use crate::args::{Roles, Worker};
 use crate::failure::{Failure, Outcome};
 use crate::local::{FEATURE_BYTES, SLOTS, broken};
+use crate::probes::Probes;
 use crate::serve::{Signal, Signals, check_listen};
 use crate::{checkpoint, session};
 
@@ -29,11 +30,17 @@ const PROBE: Duration = Duration::from_secs(1);
 /// Round trips to other members are measured this often.
 const ROUND_TRIPS: Duration = Duration::from_secs(30);
 
-pub(crate) fn run(args: Worker) -> Outcome {
+/// What it speaks with; its certificate has to be one of a node of this cluster with all of its roles.
+pub(crate) fn security(args: &Worker) -> Outcome<Security> {
     let security = args.node.tls.security()?;
     check_listen(&args.listen, args.node.insecure, &security)?;
     let roles = args.role.iter().map(|role| role.certified()).collect::<Vec<_>>();
     security.suits(&args.node.store.cluster, tls::Roles::of(&roles)).map_err(Failure::mistake)?;
+    Ok(security)
+}
+
+pub(crate) fn run(args: Worker) -> Outcome {
+    let security = security(&args)?;
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
     }
@@ -69,6 +76,7 @@ struct Running {
 impl Running {
     async fn start(args: Worker, security: Security, store: StoreConfig, checkpoint: Arc<Checkpoint>) -> Outcome<Self> {
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
+        let probes = Probes::serve(args.node.health.as_deref()).await?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("worker-{}", listener.address().port()));
         let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
@@ -149,6 +157,8 @@ impl Running {
         let ttl = Duration::from_secs(args.node.store.ttl);
         let registration = Registration::start(store, &args.node.store.cluster, member, ttl, probe(&security));
         let registration = Arc::new(registration.map_err(Failure::mistake)?);
+        probes.started().await;
+        tokio::spawn(probes.follow_registration(registration.state(), drain.clone()));
         tokio::spawn(tell(registration.state(), name.clone()));
 
         if let Some(mut held) = held.clone() {

@@ -52,6 +52,9 @@ pub(crate) struct Node {
     /// The address that others are told [default: where it listens]
     #[arg(long, value_name = "ADDR")]
     pub(crate) advertise: Option<String>,
+    /// Answer probes here, over plain gRPC health: live, started, ready
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) health: Option<String>,
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
+pub(crate) use cluster::Node;
 pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
 pub(crate) use gateway::{Door, Gateway};
 pub(crate) use tls::{Certs, Tls};
@@ -47,6 +48,9 @@ pub(crate) enum Verb {
     Coordinator(Coordinator),
     /// Be a node of a cluster: run layers, encode and decode pictures
     Worker(Worker),
+    /// Say what is wrong with a command line, before anything runs it
+    #[command(subcommand)]
+    Config(Config),
     /// Start a whole cluster on this machine, one process for each part, and keep it running
     Up(Up),
     /// Say who is in a cluster and how it is
@@ -150,6 +154,9 @@ pub(crate) struct Generate {
     /// How many rows of codebook ids of the initial picture to keep
     #[arg(long, allow_hyphen_values = true, value_name = "R", requires = "init_image")]
     pub(crate) keep_rows: Option<usize>,
+    /// Fail unless this is the SHA-256 of the first picture's ids
+    #[arg(long, value_name = "SHA256", value_parser = sha256)]
+    pub(crate) expect: Option<String>,
     /// Give PROMPT to the tokeniser as it is (write `<begin_of_image>` yourself)
     #[arg(long)]
     pub(crate) raw_prompt: bool,
@@ -217,9 +224,25 @@ pub(crate) struct Inspect {
     /// Checkpoint directory, name of a model that `janus pull` fetched, or `shapes`
     #[arg(long, value_name = "DIR|NAME|shapes", default_value = "shapes")]
     pub(crate) model: String,
+    /// Fail unless this is the checkpoint's digest
+    #[arg(long, value_name = "SHA256", value_parser = sha256)]
+    pub(crate) digest: Option<String>,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Read a command line with its environment and files as the process would; start nothing
+    Check(Check),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The command line, without the program's name
+    #[arg(last = true, required = true, value_name = "VERB ARGS")]
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -429,6 +452,13 @@ fn up_to(most: usize, text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(n) if (1..=most).contains(&n) => Ok(n),
         _ => Err(format!("must be a whole number from 1 to {most}")),
+    }
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    match text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("must be 64 hexadecimal digits".to_owned()),
     }
 }
 

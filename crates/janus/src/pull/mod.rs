@@ -49,11 +49,7 @@ struct Report {
 }
 
 pub(crate) fn run(args: Pull) -> Outcome {
-    let repo = Repo::parse(&args.model).ok_or_else(|| {
-        Failure::mistake(format!("`{}` is no name of a model; expected ORG/NAME, like deepseek-ai/Janus-Pro-1B", args.model))
-    })?;
-    cache::check_revision(&args.revision)?;
-    let settings = Settings::read()?;
+    let (repo, settings) = check(&args)?;
     let shelf = Shelf::of(&settings::cache()?, &repo);
     let report = match settings.offline {
         true => offline(&args, &shelf)?,
@@ -67,6 +63,15 @@ pub(crate) fn run(args: Pull) -> Outcome {
     }
     output::print_line(&report.path.display().to_string());
     Ok(())
+}
+
+/// What is asked for, and by which settings; the hub is not asked.
+pub(crate) fn check(args: &Pull) -> Outcome<(Repo, Settings)> {
+    let repo = Repo::parse(&args.model).ok_or_else(|| {
+        Failure::mistake(format!("`{}` is no name of a model; expected ORG/NAME, like deepseek-ai/Janus-Pro-1B", args.model))
+    })?;
+    cache::check_revision(&args.revision)?;
+    Ok((repo, Settings::read()?))
 }
 
 /// What the cache has already.
