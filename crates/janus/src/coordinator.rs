@@ -22,6 +22,7 @@ use crate::args::Coordinator as Args;
 use crate::failure::{Failure, Outcome};
 use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
 use crate::serve::{Signals, check_listen};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, output, session};
 
 /// How long encoding and decoding may look for a node.
@@ -32,7 +33,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// A leader says within this what it serves.
 const DESCRIBE: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
     check_listen(&args.listen, args.node.insecure)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
@@ -87,6 +88,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         let (leader, led) = watch::channel(None);
         let stale = members.clone();
         let front = Front::new(reigning.clone(), led, members);
+        front.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let mut server = janus_wire::server(&security).map_err(broken)?;
@@ -112,6 +114,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         let over = CancellationToken::new();
         let reigns = follow_election(election.leadership(), candidate, realm, tokenizer, &reign, &leader, over.clone());
         output::print_line(&format!("coordinator {name} {address}"));
+        telemetry.announce();
         tokio::select! {
             ended = reigns => ended?,
             () = signals.any() => {}

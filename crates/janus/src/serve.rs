@@ -8,12 +8,13 @@ use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
 use crate::local::{Local, Needs, Options};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, output, session};
 
 /// How long running requests may take after a signal.
 const GRACE: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(args: Serve) -> Outcome {
+pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     check_listen(&args.listen, args.insecure)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     let options = Options {
@@ -24,6 +25,7 @@ pub(crate) fn run(args: Serve) -> Outcome {
         weights: args.here.weights.map(WeightFormat::from),
         kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,
+        counts: args.sight.counts(),
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
@@ -32,6 +34,7 @@ pub(crate) fn run(args: Serve) -> Outcome {
             () = signals.any() => return Ok(()),
         };
         output::print_line(&format!("ready {}", local.address));
+        telemetry.announce();
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
         tokio::select! {

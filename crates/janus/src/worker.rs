@@ -21,6 +21,7 @@ use crate::args::{Roles, Worker};
 use crate::failure::{Failure, Outcome};
 use crate::local::{FEATURE_BYTES, SLOTS, broken};
 use crate::serve::{Signal, Signals, check_listen};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, session};
 
 /// A process that has a name answers within this, if it lives.
@@ -28,7 +29,10 @@ const PROBE: Duration = Duration::from_secs(1);
 /// Round trips to other members are measured this often.
 const ROUND_TRIPS: Duration = Duration::from_secs(30);
 
-pub(crate) fn run(args: Worker) -> Outcome {
+/// Memory that must be free before half a gigabyte is taken to measure with.
+const ROOM: u64 = 2 << 30;
+
+pub(crate) fn run(args: Worker, telemetry: &Telemetry) -> Outcome {
     check_listen(&args.listen, args.node.insecure)?;
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
@@ -42,6 +46,7 @@ pub(crate) fn run(args: Worker) -> Outcome {
             worker = Running::start(args, store, checkpoint) => worker?,
             () = signals.interrupted() => return Ok(()),
         };
+        telemetry.announce();
         // An interrupt ends it at once, a termination when its work has gone elsewhere.
         if signals.which().await == Signal::Terminate {
             eprintln!("janus: handing over; an interrupt ends it at once");
@@ -108,6 +113,9 @@ impl Running {
             );
             let stage = stage.map_err(broken)?;
             stage.delay(delay);
+            if args.node.sight.counts() {
+                read_bandwidth(&pool).into_iter().for_each(|bytes| stage.bandwidth(bytes));
+            }
             held = Some(stage.held());
             router = router.add_service(stage.server());
         }
@@ -300,6 +308,11 @@ fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: Kv
     let parts = spec.parts();
     let bytes = if weights == WeightFormat::F32 { 4.0 } else { 2.0 };
     Ok((best, best * parts.gen_head as f64 * bytes / layer_bytes.max(1.0)))
+}
+
+/// Bytes per second that this machine reads, where there is room to measure it.
+pub(crate) fn read_bandwidth(pool: &Pool) -> Option<f64> {
+    (available_memory() > ROOM).then(|| janus_model::measure::read_bandwidth_gb_s(pool) * 1e9)
 }
 
 /// What tells machines apart; processes with the same one share cores.

@@ -1,7 +1,7 @@
 //! The one place that opens sockets, and everything that is said over them.
 //!
 //! [`v1`] is the protocol as generated from `proto/janus/v1`; [`frame`] seals and opens the frames that carry
-//! microbatches; [`hello`] decides whether two nodes may talk; [`connect`] and [`Listener`] make channels and servers
+//! microbatches; [`hello`] decides whether two nodes may talk; [`trace`] carries trace contexts; [`connect`] and [`Listener`] make channels and servers
 //! whose settings (TCP_NODELAY, windows, keep-alive, message sizes, TLS) are the same everywhere.
 
 mod channel;
@@ -11,6 +11,7 @@ pub mod hello;
 mod listener;
 mod security;
 pub mod status;
+pub mod trace;
 
 pub use channel::{connect, connect_until};
 pub use error::Error;

@@ -8,8 +8,10 @@ use janus_model::{Checkpoint, image};
 use janus_wire::v1::decoder_server::{Decoder, DecoderServer};
 use janus_wire::v1::{self};
 use janus_wire::{Identity, MAX_NODE_MESSAGE};
+use opentelemetry::KeyValue;
 use tonic::{Request, Response, Status};
 
+use crate::sight::Work;
 use crate::{ComputeThread, Error};
 
 /// Pictures that wait for the compute thread.
@@ -44,6 +46,7 @@ impl Painter {
 pub struct DecoderService {
     identity: Identity,
     painter: ComputeThread<Painter>,
+    work: Work,
 }
 
 impl DecoderService {
@@ -62,7 +65,9 @@ impl DecoderService {
         if eager {
             painter.decoder()?;
         }
-        Ok(DecoderService { identity, painter: ComputeThread::start("decoder", QUEUE, painter)? })
+        let node = KeyValue::new("node", identity.node.clone());
+        let work = Work::new("decoder", "janus.decode", "Pixels of a picture", vec![node]);
+        Ok(DecoderService { identity, work, painter: ComputeThread::start("decoder", QUEUE, painter)? })
     }
 
     /// As a tonic service.
@@ -74,9 +79,12 @@ impl DecoderService {
 #[tonic::async_trait]
 impl Decoder for DecoderService {
     async fn decode(&self, request: Request<v1::DecodeRequest>) -> Result<Response<v1::DecodeResponse>, Status> {
+        let trace = janus_wire::trace::received(request.metadata());
         let request = request.into_inner();
         self.identity.check(request.hello.as_ref()).map_err(Error::from)?;
-        let picture = self.painter.call(move |painter| painter.paint(&request.ids)).await??;
+        let work = self.work.clone();
+        let paint = move |painter: &mut Painter| work.time(&trace, || painter.paint(&request.ids));
+        let picture = self.painter.call(paint).await??;
         let (width, height) = (picture.width as u32, picture.height as u32);
         Ok(Response::new(v1::DecodeResponse { width, height, rgb: picture.data.into() }))
     }

@@ -1,6 +1,7 @@
 //! The command line: a contract that scripts rely on.
 
 mod cluster;
+mod sight;
 
 use std::path::PathBuf;
 
@@ -8,7 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
-pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
+pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Top, Up, Worker};
+pub(crate) use sight::{LogFormat, Sight};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
 const MAX_COUNT: usize = 1024;
@@ -45,6 +47,8 @@ pub(crate) enum Verb {
     Up(Up),
     /// Say who is in a cluster and how it is
     Status(Status),
+    /// Watch a cluster live
+    Top(Top),
     /// Move a node's work elsewhere, so that it can be stopped
     Drain(Drain),
     /// Runs a program that ends with its parent
@@ -98,6 +102,8 @@ pub(crate) struct Serve {
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
 }
 
 #[derive(Debug, Args)]
@@ -422,6 +428,18 @@ fn fraction(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
         _ => Err("must be above 0 and at most 1".to_owned()),
+    }
+}
+
+impl Verb {
+    /// What a server lets be seen, its kind, and its name if it was told one; none for other verbs.
+    pub(crate) fn sight(&self) -> Option<(&Sight, &'static str, Option<&str>)> {
+        match self {
+            Verb::Serve(args) => Some((&args.sight, "janus-serve", None)),
+            Verb::Coordinator(Coordinator { node, .. }) => Some((&node.sight, "janus-coordinator", node.name.as_deref())),
+            Verb::Worker(Worker { node, .. }) => Some((&node.sight, "janus-worker", node.name.as_deref())),
+            _ => None,
+        }
     }
 }
 
