@@ -74,14 +74,18 @@ impl Sight {
         let microbatches = meter.u64_counter("janus.pipeline.microbatches");
         let failovers = meter.u64_counter("janus.pipeline.failovers");
         let tenant_rows = meter.u64_counter("janus.tenant.rows");
+        let pipeline = KeyValue::new("pipeline", pipeline as i64);
+        let failovers = failovers.with_description("Times the pipeline was lost").build();
+        // The first loss must be seen as a change.
+        failovers.add(0, std::slice::from_ref(&pipeline));
         Sight {
-            pipeline: KeyValue::new("pipeline", pipeline as i64),
+            pipeline,
             modes: ["prefill", "decode", "replay"].map(|mode| KeyValue::new("mode", mode)),
             microbatches: microbatches.with_description("Microbatches that came back").build(),
             steps: steps.with_description("A microbatch's way through all stages").build(),
             rows: rows.build(),
             tenant_rows: tenant_rows.with_description("Rows computed for a tenant").build(),
-            failovers: failovers.with_description("Times the pipeline was lost").build(),
+            failovers,
             recovery: recovery.with_description("From a loss to the next id").build(),
             tenants: BTreeSet::new(),
             traces: HashMap::new(),

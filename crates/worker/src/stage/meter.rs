@@ -60,12 +60,15 @@ impl Meter {
         let busy = meter.f64_counter("janus.stage.busy").with_unit("s");
         let read = meter.u64_counter("janus.stage.weights_read").with_unit("By");
         gauges(&meter, &node, &held);
+        let refused = meter.u64_counter("janus.stage.refused").with_description("Frames and units that did not fit").build();
+        // The first refusal must be seen as a change.
+        ["frame", "unit"].into_iter().for_each(|what| refused.add(0, &[node.clone(), KeyValue::new("what", what)]));
         Meter {
             steps: seconds.with_description("Computing one microbatch").build(),
             busy: busy.with_description("Time spent computing").build(),
             rows: meter.u64_counter("janus.stage.rows").with_description("Rows computed").build(),
             read: read.with_description("Weights of layers that steps had to read, once for each step").build(),
-            refused: meter.u64_counter("janus.stage.refused").with_description("Frames and units that did not fit").build(),
+            refused,
             node,
             held,
         }
