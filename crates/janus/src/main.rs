@@ -10,6 +10,7 @@ mod checkpoint;
 mod coordinator;
 mod eval;
 mod failure;
+mod gateway;
 mod generate;
 mod inspect;
 mod local;
@@ -56,6 +57,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
+    // Clients of HTTPS are built without a provider of their own; another one that is there already is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     // A verb that ends says itself how; only a server has a story to tell on the way.
     let telemetry = match (cli.verb.sight(), &cli.verb) {
         (Some((sight, service, name)), _) => telemetry::start(sight, "warn", service, name)?,
@@ -75,6 +78,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Detokenize(args) => tokens::detokenize(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Serve(args) => serve::run(args, &telemetry),
+        Verb::Gateway(args) => gateway::run(args, &telemetry),
         Verb::Coordinator(args) => coordinator::run(args, &telemetry),
         Verb::Worker(args) => worker::run(args, &telemetry),
         Verb::Up(args) => up::run(args),

@@ -1,21 +1,27 @@
-//! `janus serve`: a cluster in one process, for clients on this machine or, if you say so, elsewhere.
+//! `janus serve`: a cluster in one process and an HTTP door to it, for clients on this machine or, if you say so, elsewhere.
 
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
+use janus_wire::Security;
 
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
 use crate::local::{Local, Needs, Options};
 use crate::telemetry::Telemetry;
-use crate::{checkpoint, output, session};
+use crate::{checkpoint, gateway, output, session};
 
 /// How long running requests may take after a signal.
 const GRACE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     check_listen(&args.listen, args.insecure)?;
+    if let Some(http) = &args.http {
+        gateway::check(http, args.insecure)?;
+    }
+    // What is wrong with its flags is known before minutes of loading.
+    gateway::open(args.listen.clone(), args.door.clone(), Security::Plain, telemetry)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     let options = Options {
         listen: args.listen,
@@ -29,16 +35,29 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
+        let http = gateway::listen(args.http.as_deref(), args.insecure).await?;
         let local = tokio::select! {
             local = Local::start(checkpoint, options) => local?,
             () = signals.any() => return Ok(()),
         };
         output::print_line(&format!("ready {}", local.address));
+        let door = gateway::open(local.address.to_string(), args.door, Security::Plain, telemetry)?;
+        let door = http.map(|listener| gateway::Running::start(door, listener));
+        if let Some(door) = &door {
+            output::print_line(&format!("http {}", door.address));
+        }
         telemetry.announce();
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
+        let finish = async {
+            door.iter().for_each(gateway::Running::close);
+            local.stop(GRACE).await;
+            if let Some(door) = door {
+                door.flush().await;
+            }
+        };
         tokio::select! {
-            () = local.stop(GRACE) => {}
+            () = finish => {}
             () = signals.any() => {}
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use janus_wire::Listener;
+use janus_wire::{Listener, Security};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,7 @@ use crate::args::{Tether, Up};
 use crate::failure::{Failure, Outcome};
 use crate::serve::{Signals, check_listen};
 use crate::worker::available_memory;
-use crate::{checkpoint, output, status};
+use crate::{checkpoint, gateway, output, status};
 
 /// Pause before a part is started again: doubled each time, up to the second value...
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -34,6 +34,9 @@ struct Part {
 
 pub(crate) fn run(args: Up) -> Outcome {
     check_listen(&args.listen, args.insecure)?;
+    if let Some(http) = &args.http {
+        gateway::check(http, args.insecure)?;
+    }
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
     }
@@ -58,6 +61,11 @@ pub(crate) fn run(args: Up) -> Outcome {
 async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     let mut signals = Signals::new()?;
     let public = coordinator_addresses(&args).await?;
+    let http = match args.http.as_deref() {
+        // A taken port is known before anything is started; a free one is found here, because others will ask for it.
+        Some(http) => gateway::listen(Some(http), args.insecure).await?.map(|listener| listener.address()),
+        None => None,
+    };
     let (client, peer) = (free_port().await?, free_port().await?);
     let url = format!("http://127.0.0.1:{client}");
     let exe = std::env::current_exe().map_err(|e| Failure::Broken(format!("this program's own path: {e}")))?;
@@ -78,6 +86,11 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     }
 
     let endpoints = public.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    if let Some(http) = http {
+        let mut part = door(&args, &exe, &endpoints, &http);
+        part.command.extend(args.sight.passed_on(metrics.workers.next()));
+        parts.spawn(keep(part, over.clone()));
+    }
     let ready = async {
         loop {
             // Whichever of them leads.
@@ -86,14 +99,22 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
                 && answer.pipelines.iter().all(|p| p.state == "ready")
                 && ["encoder", "decoder"].iter().all(|role| answer.members.iter().any(|m| m.roles.iter().any(|r| r == role)))
             {
-                return;
+                break;
             }
             tokio::time::sleep(POLL).await;
+        }
+        if let Some(http) = http {
+            while janus_wire::connect(&http.to_string(), &Security::Plain).await.is_err() {
+                tokio::time::sleep(POLL).await;
+            }
         }
     };
     let failed = tokio::select! {
         () = ready => {
             output::print_line(&format!("ready {endpoints}"));
+            if let Some(http) = http {
+                output::print_line(&format!("http {http}"));
+            }
             tokio::select! {
                 failed = parts.join_next() => failed,
                 () = signals.any() => None,
@@ -235,6 +256,19 @@ fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr)
     Part { name, command }
 }
 
+fn door(args: &Up, exe: &Path, endpoints: &str, http: &SocketAddr) -> Part {
+    let mut command: Vec<OsString> = vec![exe.into(), "gateway".into()];
+    let mut flag = |flag: &str, value: &str| command.extend([flag.into(), value.into()]);
+    flag("--listen", &http.to_string());
+    flag("--endpoint", endpoints);
+    args.door.image_hosts.iter().for_each(|host| flag("--image-host", host));
+    args.door.public_url.iter().for_each(|url| flag("--public-url", url));
+    if args.insecure {
+        command.push("--insecure".into());
+    }
+    Part { name: "gateway".to_owned(), command }
+}
+
 /// The first coordinator's address as asked for, and the ports after it for the others.
 async fn coordinator_addresses(args: &Up) -> Outcome<Vec<SocketAddr>> {
     let wrong = |e: std::io::Error| Failure::mistake(format!("--listen {}: {e}", args.listen));
@@ -256,7 +290,7 @@ struct Metrics {
     workers: Box<dyn Iterator<Item = String>>,
 }
 
-/// From the port that was asked for on: coordinators, then workers.
+/// From the port that was asked for on: coordinators, then workers, then the gateway.
 fn metrics_ports(args: &Up, coordinators: usize) -> Outcome<Metrics> {
     let Some(asked) = &args.sight.metrics else {
         return Ok(Metrics { coordinators: Box::new(std::iter::empty()), workers: Box::new(std::iter::empty()) });
@@ -264,7 +298,7 @@ fn metrics_ports(args: &Up, coordinators: usize) -> Outcome<Metrics> {
     let wrong = |reason: String| Failure::mistake(format!("--metrics {asked}: {reason}"));
     let first = asked.to_socket_addrs().map_err(|e| wrong(e.to_string()))?.next();
     let first = first.ok_or_else(|| wrong("no address".to_owned()))?;
-    let parts = coordinators + args.here.stages * args.pipelines + args.spares + 2 * args.painters;
+    let parts = coordinators + args.here.stages * args.pipelines + args.spares + 2 * args.painters + 1;
     let last = usize::from(first.port()) + parts;
     if first.port() == 0 || last > usize::from(u16::MAX) {
         return Err(wrong(format!("{parts} parts take as many ports from there on; name the first one")));

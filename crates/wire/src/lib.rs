@@ -5,6 +5,7 @@
 //! whose settings (TCP_NODELAY, windows, keep-alive, message sizes, TLS) are the same everywhere.
 
 mod channel;
+pub mod client;
 mod error;
 pub mod frame;
 pub mod hello;
@@ -14,6 +15,7 @@ pub mod status;
 pub mod trace;
 
 pub use channel::{connect, connect_until};
+pub use client::Coordinators;
 pub use error::Error;
 pub use hello::Identity;
 pub use listener::{Incoming, Listener, check_loopback, server};

@@ -1,6 +1,7 @@
 //! The command line: a contract that scripts rely on.
 
 mod cluster;
+mod gateway;
 mod sight;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
 pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Top, Up, Worker};
+pub(crate) use gateway::{Door, Gateway};
 pub(crate) use sight::{LogFormat, Sight};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
@@ -37,8 +39,10 @@ pub(crate) enum Verb {
     Detokenize(Detokenize),
     /// Say what a checkpoint is: sizes, special ids, digest
     Inspect(Inspect),
-    /// Serve a model over gRPC
+    /// Serve a model over gRPC and HTTP
     Serve(Serve),
+    /// Open an HTTP door, as OpenAI's, in front of a cluster
+    Gateway(Gateway),
     /// Lead a cluster, or stand by until the leader is gone
     Coordinator(Coordinator),
     /// Be a node of a cluster: run layers, encode and decode pictures
@@ -99,6 +103,11 @@ pub(crate) struct Serve {
     /// Where clients connect
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub(crate) listen: String,
+    /// Where HTTP clients connect [default: 127.0.0.1:8080, unless that is taken]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<String>,
+    #[command(flatten)]
+    pub(crate) door: Door,
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
@@ -436,6 +445,7 @@ impl Verb {
     pub(crate) fn sight(&self) -> Option<(&Sight, &'static str, Option<&str>)> {
         match self {
             Verb::Serve(args) => Some((&args.sight, "janus-serve", None)),
+            Verb::Gateway(args) => Some((&args.sight, "janus-gateway", None)),
             Verb::Coordinator(Coordinator { node, .. }) => Some((&node.sight, "janus-coordinator", node.name.as_deref())),
             Verb::Worker(Worker { node, .. }) => Some((&node.sight, "janus-worker", node.name.as_deref())),
             _ => None,

@@ -15,6 +15,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use prometheus::Registry;
 use tokio::runtime::Runtime;
 use tracing::{Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -33,8 +34,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Everything that tells others about this process; says its last words when it is dropped.
 #[derive(Default)]
 pub(crate) struct Telemetry {
-    /// Where metrics can be read.
-    metrics: Option<SocketAddr>,
+    /// Where metrics can be read, and what is read there.
+    metrics: Option<(SocketAddr, Registry)>,
     meters: Option<SdkMeterProvider>,
     tracers: Option<SdkTracerProvider>,
     /// Sends and answers on a thread of its own; the last to go.
@@ -71,7 +72,8 @@ pub(crate) fn start(sight: &Sight, level: &str, service: &'static str, name: Opt
     if let Some(address) = &sight.metrics {
         let (reader, registry) = scrape::reader()?;
         meters = meters.with_reader(reader);
-        metrics = Some(runtime.block_on(scrape::serve(address, registry))?);
+        let address = runtime.block_on(scrape::serve(address, registry.clone()))?;
+        metrics = Some((address, registry));
     }
     let mut tracers = None;
     if let Some(url) = &collector {
@@ -99,9 +101,15 @@ pub(crate) fn start(sight: &Sight, level: &str, service: &'static str, name: Opt
 impl Telemetry {
     /// Says where metrics can be read, after whatever a server's first line is.
     pub(crate) fn announce(&self) {
-        if let Some(address) = self.metrics {
+        if let Some((address, _)) = &self.metrics {
             output::print_line(&format!("metrics {address}"));
         }
+    }
+
+    /// What gives the metrics of this process as text, if they are served.
+    pub(crate) fn scrape(&self) -> Option<impl Fn() -> String + Send + Sync + use<>> {
+        let (_, registry) = self.metrics.clone()?;
+        Some(move || scrape::text(&registry).unwrap_or_else(|error| format!("# {error}\n")))
     }
 }
 

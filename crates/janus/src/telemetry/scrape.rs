@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use janus_wire::{Incoming, Listener};
 use opentelemetry_prometheus::PrometheusExporter;
-use prometheus::{Encoder, Registry, TextEncoder};
+use prometheus::{Registry, TextEncoder};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -54,12 +54,19 @@ pub(super) async fn serve(address: &str, registry: Registry) -> Outcome<SocketAd
 }
 
 async fn scrape(State(registry): State<Registry>) -> Response {
-    let (mut text, encoder) = (Vec::new(), TextEncoder::new());
-    let headers: [(HeaderName, &str); 2] = [(CONTENT_TYPE, encoder.format_type()), (CONNECTION, "close")];
-    match encoder.encode(&registry.gather(), &mut text) {
-        Ok(()) => (headers, text).into_response(),
+    let headers: [(HeaderName, &str); 2] = [(CONTENT_TYPE, prometheus::TEXT_FORMAT), (CONNECTION, "close")];
+    match text(&registry) {
+        Ok(text) => (headers, text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// All samples, as Prometheus reads them.
+///
+/// # Errors
+/// Samples that cannot be written down.
+pub(super) fn text(registry: &Registry) -> prometheus::Result<String> {
+    TextEncoder::new().encode_to_string(&registry.gather())
 }
 
 /// Lets few in.
