@@ -14,7 +14,9 @@ use tonic::{Request, Response, Status};
 
 use crate::auth::Caller;
 use crate::conduct::Standing;
+use crate::conduct::run::View;
 use crate::lead::Reign;
+use crate::sight;
 use crate::{Coordinator, DriverHandle};
 
 /// When to ask a standby again, or a coordinator without a leader.
@@ -40,7 +42,17 @@ impl Front {
         Front(Arc::new(Shared { reign, leader, members }))
     }
 
-    /// For clients, with the credentials of `tenants`.
+    /// Registers what metrics say of the cluster. Once in a process.
+    pub fn observe(&self) {
+        let (reigning, seen) = (self.0.clone(), self.0.clone());
+        sight::observe_drivers(move || reigning.reign.borrow().as_ref().map(|r| r.drivers.clone()).unwrap_or_default());
+        sight::observe_cluster(move || {
+            let epoch = seen.leader.borrow().as_ref().map_or(0, |(_, epoch)| *epoch);
+            sight::Outlook { leads: seen.reign.borrow().is_some(), epoch, view: seen.view() }
+        });
+    }
+
+    /// For clients.
     pub fn inference(self) -> InferenceServer<Self> {
         InferenceServer::new(self)
             .max_decoding_message_size(MAX_CLIENT_MESSAGE)
@@ -71,6 +83,18 @@ impl Front {
 
     fn coordinator(&self) -> Result<Coordinator, Status> {
         self.reign().map(|reign| reign.coordinator)
+    }
+}
+
+impl Shared {
+    /// The conductor's view, or what a standby knows.
+    fn view(&self) -> View {
+        if let Some(reign) = self.reign.borrow().as_ref() {
+            return reign.conductor.view().borrow().clone();
+        }
+        let members = self.members.borrow();
+        let unknown = members.by_id.values().map(|m| (m.clone(), "unknown")).collect();
+        View { members: unknown, pipelines: Vec::new(), stale: members.stale }
     }
 }
 
@@ -116,14 +140,7 @@ impl Cluster for Front {
         let reign = self.0.reign.borrow().clone();
         let leader = self.0.leader.borrow().clone();
         let (leader, epoch) = leader.unwrap_or_default();
-        let view = match &reign {
-            Some(reign) => reign.conductor.view().borrow().clone(),
-            None => {
-                let members = self.0.members.borrow();
-                let unknown = members.by_id.values().map(|m| (m.clone(), "unknown")).collect();
-                crate::conduct::run::View { members: unknown, pipelines: Vec::new(), stale: members.stale }
-            }
-        };
+        let view = self.0.view();
         let drivers = reign.map(|r| r.drivers).unwrap_or_default();
         let layers_of = |id: &str| {
             let mut stages = view.pipelines.iter().flat_map(|p| &p.stages);

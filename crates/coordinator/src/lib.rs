@@ -18,6 +18,7 @@ mod pool;
 pub mod request;
 pub mod schedule;
 pub mod service;
+mod sight;
 mod tenants;
 
 pub use alone::Alone;
@@ -30,4 +31,5 @@ pub use params::MAX_CFG_WEIGHT;
 pub use pipeline::{Placement, StageNode};
 pub use pool::Addresses;
 pub use service::{Coordinator, Model, Parts};
+pub use sight::observe_drivers;
 pub use tenants::Tenants;

@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument, info_span};
 
 use crate::auth::Caller;
 use crate::drive::{DriverHandle, Sink};
@@ -35,7 +36,11 @@ mod chat;
 mod paint;
 mod palette;
 mod partial;
+mod seen;
 mod stops;
+
+pub use seen::Watched;
+use seen::{Calls, Operation, Seen};
 
 /// Events that wait for a slow reader; its task waits then, nobody else.
 const EVENTS: usize = 16;
@@ -93,6 +98,7 @@ struct Shared {
     tenants: Tenants,
     draining: CancellationToken,
     over: CancellationToken,
+    calls: Arc<Calls>,
     /// Held by every call until its last event is with the transport.
     running: Arc<()>,
 }
@@ -139,6 +145,7 @@ impl Coordinator {
             next_unit: AtomicU64::new(1),
             requests: Requests::default(),
             blobs: Blobs::default(),
+            calls: Arc::new(Calls::new(&model.name)),
             model,
             identity,
             claimed: drivers.iter().map(|_| Arc::default()).collect(),
@@ -328,7 +335,7 @@ impl Shared {
             mine.record.accept(durable);
             shared.submit(&tenant, specs, pictures, home, mine).await;
         };
-        let _ = tokio::spawn(begin).await;
+        let _ = tokio::spawn(begin.in_current_span()).await;
         Ok(reader)
     }
 
@@ -424,9 +431,10 @@ impl Shared {
                     request.stage = first.address;
                     request.stage_first_layer = first.layers.start as u32;
                     request.stage_end_layer = first.layers.end as u32;
-                    encoder.understand(request).await
+                    encoder.understand(janus_wire::trace::request(request)).await
                 }
             });
+            let call = call.instrument(info_span!("understand", otel.kind = "client"));
             call.await.map_err(|status| status::blame(&picture.field, status))?;
         }
         Ok(())
@@ -442,19 +450,38 @@ impl Shared {
         let request = v1::DecodeRequest { hello: Some(self.hello()), ids: ids.to_vec(), partial: false };
         let call = |mut decoder: DecoderClient<Channel>| {
             let request = request.clone();
-            async move { decoder.decode(request).await }
+            async move { decoder.decode(janus_wire::trace::request(request)).await }
         };
-        self.decoders.call(call).await
+        self.decoders.call(call).instrument(info_span!("decode", otel.kind = "client")).await
     }
 
     async fn encode_ids(&self, picture: &Blob) -> Result<Vec<u32>, Status> {
         let request = v1::EncodeIdsRequest { hello: Some(self.hello()), image: picture.data.clone() };
         let call = self.encoders.call(|mut encoder| {
             let request = request.clone();
-            async move { encoder.tokenize(request).await }
+            async move { encoder.tokenize(janus_wire::trace::request(request)).await }
         });
+        let call = call.instrument(info_span!("encode", otel.kind = "client"));
         let answer = call.await.map_err(|status| status::blame(&picture.field, status))?;
         Ok(answer.ids)
+    }
+
+    async fn tokenize(&self, tenant: &str, request: v1::TokenizeRequest) -> Result<Response<v1::TokenizeResponse>, Status> {
+        let image = request.image.clone().ok_or_else(|| status::invalid("image", "is missing"))?;
+        let (_place, left) = (self.enter()?, params::left(request.header.as_ref())?);
+        params::header(request.header, &self.model.name)?;
+        let blob = self.blobs.resolve(tenant, "image", &image)?;
+        let tokens = within(left, self.encode_ids(&blob)).await?;
+        Ok(Response::new(v1::TokenizeResponse { tokens }))
+    }
+
+    async fn detokenize(&self, request: v1::DetokenizeRequest) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        let left = params::left(request.header.as_ref())?;
+        params::header(request.header, &self.model.name)?;
+        check_ids(&request.tokens, &self.model.spec)?;
+        let _place = self.enter()?;
+        let picture = within(left, self.decode(&request.tokens)).await?;
+        Ok(Response::new(v1::DetokenizeResponse { width: picture.width, height: picture.height, rgb: picture.rgb }))
     }
 
     fn done(&self, input: usize, output: usize) -> v1::Done {
@@ -503,7 +530,7 @@ where
 {
     let (events, stream) = mpsc::channel(EVENTS);
     let task = run(events.clone());
-    tokio::spawn(async move {
+    let follow = async move {
         let end = tokio::select! {
             end = task => end,
             status = deadline(left) => Err(status),
@@ -514,7 +541,8 @@ where
             let _ = events.send(Err(status)).await;
         }
         drop(place);
-    });
+    };
+    tokio::spawn(follow.in_current_span());
     Response::new(ReceiverStream::new(stream))
 }
 
@@ -525,39 +553,37 @@ fn gone<E>(_: E) -> Status {
 
 #[tonic::async_trait]
 impl Inference for Coordinator {
-    type GenerateImageStream = Events<v1::GenerateImageEvent>;
-    type ChatStream = Events<v1::ChatEvent>;
+    type GenerateImageStream = Watched<v1::GenerateImageEvent>;
+    type ChatStream = Watched<v1::ChatEvent>;
 
     async fn generate_image(
         &self,
         request: Request<v1::GenerateImageRequest>,
     ) -> Result<Response<Self::GenerateImageStream>, Status> {
-        paint::paint(&self.0, &tenant(&request), request.into_inner()).await
+        let seen = Seen::begin(&self.0.calls, Operation::Paint, &request, request.get_ref().header.as_ref());
+        let tenant = tenant(&request);
+        let paint = paint::paint(&self.0, &tenant, request.into_inner()).instrument(seen.span());
+        seen.streaming(paint.await)
     }
 
     async fn chat(&self, request: Request<v1::ChatRequest>) -> Result<Response<Self::ChatStream>, Status> {
-        chat::chat(&self.0, &tenant(&request), request.into_inner()).await
+        let seen = Seen::begin(&self.0.calls, Operation::Chat, &request, request.get_ref().header.as_ref());
+        let tenant = tenant(&request);
+        let chat = chat::chat(&self.0, &tenant, request.into_inner()).instrument(seen.span());
+        seen.streaming(chat.await)
     }
 
     async fn tokenize(&self, request: Request<v1::TokenizeRequest>) -> Result<Response<v1::TokenizeResponse>, Status> {
+        let seen = Seen::begin(&self.0.calls, Operation::Tokenize, &request, request.get_ref().header.as_ref());
         let tenant = tenant(&request);
-        let request = request.into_inner();
-        let image = request.image.clone().ok_or_else(|| status::invalid("image", "is missing"))?;
-        let (_place, left) = (self.0.enter()?, params::left(request.header.as_ref())?);
-        params::header(request.header, &self.0.model.name)?;
-        let blob = self.0.blobs.resolve(&tenant, "image", &image)?;
-        let tokens = within(left, self.0.encode_ids(&blob)).await?;
-        Ok(Response::new(v1::TokenizeResponse { tokens }))
+        let tokenize = self.0.tokenize(&tenant, request.into_inner()).instrument(seen.span());
+        seen.answered(tokenize.await)
     }
 
     async fn detokenize(&self, request: Request<v1::DetokenizeRequest>) -> Result<Response<v1::DetokenizeResponse>, Status> {
-        let request = request.into_inner();
-        let left = params::left(request.header.as_ref())?;
-        params::header(request.header, &self.0.model.name)?;
-        check_ids(&request.tokens, &self.0.model.spec)?;
-        let _place = self.0.enter()?;
-        let picture = within(left, self.0.decode(&request.tokens)).await?;
-        Ok(Response::new(v1::DetokenizeResponse { width: picture.width, height: picture.height, rgb: picture.rgb }))
+        let seen = Seen::begin(&self.0.calls, Operation::Detokenize, &request, request.get_ref().header.as_ref());
+        let detokenize = self.0.detokenize(request.into_inner()).instrument(seen.span());
+        seen.answered(detokenize.await)
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {

@@ -54,7 +54,9 @@ pub(crate) fn run(args: Config) -> Outcome {
             "generate"
         }
         _ => {
-            return Err(Failure::mistake("config check knows coordinator, worker, serve, inspect, generate, pull and certs"));
+            return Err(Failure::mistake(
+                "config check knows coordinator, worker, serve, inspect, generate, pull and certs",
+            ));
         }
     };
     output::print_line(&format!("{what}: the command line, the environment and the files are sound"));

@@ -24,6 +24,7 @@ use crate::failure::{Failure, Outcome};
 use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
 use crate::probes::Probes;
 use crate::serve::{Signals, check_listen};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, output, session};
 
 /// How long encoding and decoding may look for a node.
@@ -42,7 +43,7 @@ pub(crate) fn security(args: &Args) -> Outcome<Security> {
     Ok(security)
 }
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
     let security = security(&args)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
@@ -101,6 +102,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         let (leader, led) = watch::channel(None);
         let stale = members.clone();
         let front = Front::new(reigning.clone(), led.clone(), members);
+        front.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let mut server = janus_wire::server(&security).map_err(broken)?;
@@ -126,6 +128,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         let over = CancellationToken::new();
         let reigns = follow_election(election.leadership(), candidate, realm, tokenizer, &reign, &leader, over.clone());
         output::print_line(&format!("coordinator {name} {address}"));
+        telemetry.announce();
         tokio::select! {
             ended = reigns => ended?,
             () = signals.any() => {}

@@ -30,6 +30,7 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::certs;
 use crate::failure::{Failure, Outcome};
+use crate::worker::read_bandwidth;
 
 /// What the cluster inside one process is called.
 const CLUSTER: &str = "local";
@@ -62,6 +63,8 @@ pub(crate) struct Options {
     pub(crate) needs: Needs,
     /// Of the public port; if it is encrypted, so is what the parts say to each other.
     pub(crate) security: Security,
+    /// Somebody looks at its metrics.
+    pub(crate) counts: bool,
 }
 
 /// The parts beside the language model that are surely used, so that a damaged one is known before any work.
@@ -131,15 +134,24 @@ impl Local {
 
         let (mut stages, mut encoders, mut decoders) = (Vec::new(), Vec::new(), Vec::new());
         let workspace = Arc::new(Workspace::default());
+        let bandwidth = options.counts.then(|| read_bandwidth(&pool)).flatten();
         for i in 0..options.stages {
             let range = share(layers, i, options.stages);
+            let node = format!("stage-{i}");
             let compute = ModelCompute::load(&checkpoint, pool.clone(), range.clone(), weights, options.kv, SLOTS)?
                 .sharing(workspace.clone());
-            let service =
-                StageService::start(identity.clone(), security.clone(), compute, SLOTS, FEATURE_BYTES, shutdown.clone())
-                    .map_err(broken)?;
+            let service = StageService::start(
+                Identity { node: node.clone(), ..identity.clone() },
+                security.clone(),
+                compute,
+                SLOTS,
+                FEATURE_BYTES,
+                shutdown.clone(),
+            )
+            .map_err(broken)?;
+            bandwidth.into_iter().for_each(|bytes| service.bandwidth(bytes));
             let address = spawn(&security, |server| server.add_service(service.server()), &shutdown).await?;
-            stages.push(StageNode { node: format!("stage-{i}"), address: address.to_string(), layers: range });
+            stages.push(StageNode { node, address: address.to_string(), layers: range });
         }
         let needs = options.needs;
         let encoder = EncoderService::start(
@@ -193,6 +205,8 @@ impl Local {
             over: shutdown.clone(),
         };
         let coordinator = Coordinator::new(model, parts);
+        let seen = driver.clone();
+        janus_coordinator::observe_drivers(move || vec![seen.clone()]);
 
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;

@@ -9,19 +9,20 @@ use janus_wire::Security;
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
 use crate::local::{Local, Needs, Options};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, gateway, output, session};
 
 /// How long running requests may take after a signal.
 const GRACE: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(args: Serve) -> Outcome {
+pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     let security = args.tls.security()?;
     check_listen(&args.listen, args.insecure, &security)?;
     if let Some(http) = &args.http {
         gateway::check(http, args.insecure, &security)?;
     }
     // What is wrong with its flags is known before minutes of loading.
-    gateway::open(args.listen.clone(), args.door.clone(), security.clone())?;
+    gateway::open(args.listen.clone(), args.door.clone(), security.clone(), telemetry)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     let options = Options {
         listen: args.listen,
@@ -32,6 +33,7 @@ pub(crate) fn run(args: Serve) -> Outcome {
         kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,
         security: security.clone(),
+        counts: args.sight.counts(),
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
@@ -41,11 +43,12 @@ pub(crate) fn run(args: Serve) -> Outcome {
             () = signals.any() => return Ok(()),
         };
         output::print_line(&format!("ready {}", local.address));
-        let door = gateway::open(local.address.to_string(), args.door, security.clone())?;
+        let door = gateway::open(local.address.to_string(), args.door, security.clone(), telemetry)?;
         let door = http.map(|listener| gateway::Running::start(door, listener, security.clone()));
         if let Some(door) = &door {
             output::print_line(&format!("http {}", door.address));
         }
+        telemetry.announce();
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
         let finish = async {

@@ -108,6 +108,7 @@ impl Session {
                     kv: KvDtype::from(compute.here.kv),
                     needs,
                     security: Security::Plain,
+                    counts: false,
                 };
                 Self::start(checkpoint, options)
             }

@@ -88,11 +88,15 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     let mut parts = tokio::task::JoinSet::new();
     parts.spawn(keep(etcd_part(&etcd, &state, &url, peer, papers)?, over.clone()));
     // Workers first: the coordinator then finds all of them.
-    for part in workers(&args, &exe, &url, papers)? {
+    let mut metrics = metrics_ports(&args, public.len())?;
+    for mut part in workers(&args, &exe, &url, papers)? {
+        part.command.extend(args.sight.passed_on(metrics.workers.next()));
         parts.spawn(keep(part, over.clone()));
     }
     for (i, address) in public.iter().enumerate() {
-        parts.spawn(keep(coordinator(&args, &exe, &url, i, address, papers)?, over.clone()));
+        let mut part = coordinator(&args, &exe, &url, i, address, papers)?;
+        part.command.extend(args.sight.passed_on(metrics.coordinators.next()));
+        parts.spawn(keep(part, over.clone()));
     }
 
     let security = match papers {
@@ -101,7 +105,9 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     };
     let endpoints = public.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     if let Some(http) = http {
-        parts.spawn(keep(door(&args, &exe, &endpoints, &http, papers)?, over.clone()));
+        let mut part = door(&args, &exe, &endpoints, &http, papers)?;
+        part.command.extend(args.sight.passed_on(metrics.workers.next()));
+        parts.spawn(keep(part, over.clone()));
     }
     let ready = async {
         loop {
@@ -337,6 +343,31 @@ async fn coordinator_addresses(args: &Up) -> Outcome<Vec<SocketAddr>> {
         taken.push(Listener::bind(&address).await.map_err(|e| Failure::mistake(format!("--listen {}: {e}", args.listen)))?);
     }
     Ok(taken.iter().map(Listener::address).collect())
+}
+
+/// Where the parts' metrics are, one after the other.
+struct Metrics {
+    coordinators: Box<dyn Iterator<Item = String>>,
+    workers: Box<dyn Iterator<Item = String>>,
+}
+
+/// From the port that was asked for on: coordinators, then workers, then the gateway.
+fn metrics_ports(args: &Up, coordinators: usize) -> Outcome<Metrics> {
+    let Some(asked) = &args.sight.metrics else {
+        return Ok(Metrics { coordinators: Box::new(std::iter::empty()), workers: Box::new(std::iter::empty()) });
+    };
+    let wrong = |reason: String| Failure::mistake(format!("--metrics {asked}: {reason}"));
+    let first = asked.to_socket_addrs().map_err(|e| wrong(e.to_string()))?.next();
+    let first = first.ok_or_else(|| wrong("no address".to_owned()))?;
+    let parts = coordinators + args.here.stages * args.pipelines + args.spares + 2 * args.painters + 1;
+    let last = usize::from(first.port()) + parts;
+    if first.port() == 0 || last > usize::from(u16::MAX) {
+        return Err(wrong(format!("{parts} parts take as many ports from there on; name the first one")));
+    }
+    let all = move |from: usize| {
+        (from..).map(move |i| SocketAddr::new(first.ip(), first.port().saturating_add(i as u16)).to_string())
+    };
+    Ok(Metrics { coordinators: Box::new(all(0)), workers: Box::new(all(coordinators)) })
 }
 
 async fn free_port() -> Outcome<u16> {

@@ -12,9 +12,11 @@ use janus_model::{Checkpoint, image};
 use janus_wire::v1::decoder_server::{Decoder, DecoderServer};
 use janus_wire::v1::{self};
 use janus_wire::{Guarded, Identity, MAX_NODE_MESSAGE};
+use opentelemetry::KeyValue;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::sight::Work;
 use crate::{ComputeThread, Error};
 
 /// Pictures that wait for the compute thread.
@@ -103,6 +105,7 @@ pub struct DecoderService {
     identity: Identity,
     painter: ComputeThread<Painter>,
     finals: Finals,
+    work: Work,
 }
 
 impl DecoderService {
@@ -122,7 +125,9 @@ impl DecoderService {
             painter.decoder()?;
         }
         let painter = ComputeThread::start("decoder", QUEUE, painter)?;
-        Ok(DecoderService { identity, painter, finals: Finals::default() })
+        let node = KeyValue::new("node", identity.node.clone());
+        let work = Work::new("decoder", "janus.decode", "Pixels of a picture", vec![node]);
+        Ok(DecoderService { identity, painter, work, finals: Finals::default() })
     }
 
     /// As a tonic service.
@@ -135,17 +140,21 @@ impl DecoderService {
 #[tonic::async_trait]
 impl Decoder for DecoderService {
     async fn decode(&self, request: Request<v1::DecodeRequest>) -> Result<Response<v1::DecodeResponse>, Status> {
+        let trace = janus_wire::trace::received(request.metadata());
         let request = request.into_inner();
         self.identity.check(request.hello.as_ref()).map_err(Error::from)?;
         // Dropped with this future when the caller goes away.
         let gone = CancellationToken::new();
         let (left, _leaving) = (gone.clone(), gone.drop_guard());
+        let work = self.work.clone();
         let picture = if request.partial {
             let finals = self.finals.clone();
-            self.painter.call(move |painter| painter.paint(&request.ids, || finals.any() || left.is_cancelled())).await??
+            let yields = move || finals.any() || left.is_cancelled();
+            self.painter.call(move |painter| work.time(&trace, || painter.paint(&request.ids, yields))).await??
         } else {
             let _one = self.finals.enter();
-            self.painter.call(move |painter| painter.paint(&request.ids, || left.is_cancelled())).await??
+            let yields = move || left.is_cancelled();
+            self.painter.call(move |painter| work.time(&trace, || painter.paint(&request.ids, yields))).await??
         };
         let (width, height) = (picture.width as u32, picture.height as u32);
         Ok(Response::new(v1::DecodeResponse { width, height, rgb: picture.data.into() }))

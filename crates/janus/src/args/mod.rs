@@ -2,6 +2,7 @@
 
 mod cluster;
 mod gateway;
+mod sight;
 mod tls;
 
 use std::path::PathBuf;
@@ -11,8 +12,9 @@ use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
 pub(crate) use cluster::Node;
-pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
+pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Top, Up, Worker};
 pub(crate) use gateway::{Door, Gateway};
+pub(crate) use sight::{LogFormat, Sight};
 pub(crate) use tls::{Certs, Tls};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
@@ -55,6 +57,8 @@ pub(crate) enum Verb {
     Up(Up),
     /// Say who is in a cluster and how it is
     Status(Status),
+    /// Watch a cluster live
+    Top(Top),
     /// Move a node's work elsewhere, so that it can be stopped
     Drain(Drain),
     /// Make an authority and certificates, for TLS in a cluster
@@ -122,6 +126,8 @@ pub(crate) struct Serve {
     pub(crate) insecure: bool,
     #[command(flatten)]
     pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
 }
 
 #[derive(Debug, Args)]
@@ -510,6 +516,19 @@ fn fraction(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
         _ => Err("must be above 0 and at most 1".to_owned()),
+    }
+}
+
+impl Verb {
+    /// What a server lets be seen, its kind, and its name if it was told one; none for other verbs.
+    pub(crate) fn sight(&self) -> Option<(&Sight, &'static str, Option<&str>)> {
+        match self {
+            Verb::Serve(args) => Some((&args.sight, "janus-serve", None)),
+            Verb::Gateway(args) => Some((&args.sight, "janus-gateway", None)),
+            Verb::Coordinator(Coordinator { node, .. }) => Some((&node.sight, "janus-coordinator", node.name.as_deref())),
+            Verb::Worker(Worker { node, .. }) => Some((&node.sight, "janus-worker", node.name.as_deref())),
+            _ => None,
+        }
     }
 }
 

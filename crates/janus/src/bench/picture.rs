@@ -30,6 +30,7 @@ pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[u32]
         threads: Some(setting.threads),
         weights: Some(setting.weights),
         kv: setting.kv,
+        counts: false,
         needs: Needs { vq_decoder: true, ..Needs::NONE },
     };
     let mut session = Session::start(checkpoint, options)?;
