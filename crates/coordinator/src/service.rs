@@ -31,6 +31,7 @@ use crate::schedule::{UnitId, UnitSpec};
 mod chat;
 mod paint;
 mod stops;
+mod unit;
 
 /// Events that wait for a slow reader; its task waits then, nobody else.
 const EVENTS: usize = 16;

@@ -12,6 +12,7 @@ mod eval;
 mod failure;
 mod generate;
 mod inspect;
+mod jobs;
 mod local;
 mod output;
 mod plan;
@@ -39,6 +40,8 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Clients of clouds take the process's choice; there is none but this.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     // Readers of hostile files catch panics and say what is wrong with the file; only what they don't catch is ours.
     std::panic::set_hook(Box::new(remember));
     let result = std::panic::catch_unwind(|| run(cli)).unwrap_or_else(|_| {
@@ -69,6 +72,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Inspect(args) => inspect::run(args),
         Verb::Serve(args) => serve::run(args),
         Verb::Coordinator(args) => coordinator::run(args),
+        Verb::Jobs(args) => jobs::run(args),
         Verb::Worker(args) => worker::run(args),
         Verb::Up(args) => up::run(args),
         Verb::Status(args) => status::run(args),

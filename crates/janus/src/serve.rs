@@ -7,6 +7,7 @@ use janus_model::{Checkpoint, KvDtype, WeightFormat};
 
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::Alone;
 use crate::local::{Local, Needs, Options};
 use crate::{checkpoint, output, session};
 
@@ -16,6 +17,9 @@ const GRACE: Duration = Duration::from_secs(60);
 pub(crate) fn run(args: Serve) -> Outcome {
     check_listen(&args.listen, args.insecure)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
+    if args.state.is_none() {
+        eprintln!("janus: jobs are forgotten when this process ends; --state DIR keeps them");
+    }
     let options = Options {
         listen: args.listen,
         model: args.here.model,
@@ -24,6 +28,7 @@ pub(crate) fn run(args: Serve) -> Outcome {
         weights: args.here.weights.map(WeightFormat::from),
         kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,
+        jobs: Some(Alone { state: args.state, keep: args.keep, anywhere: None }),
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;

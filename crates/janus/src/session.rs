@@ -105,6 +105,7 @@ impl Session {
                     weights: compute.here.weights.map(WeightFormat::from),
                     kv: KvDtype::from(compute.here.kv),
                     needs,
+                    jobs: None,
                 };
                 Self::start(checkpoint, options)
             }

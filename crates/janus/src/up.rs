@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{Tether, Up};
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::folder_url;
 use crate::serve::{Signals, check_listen};
 use crate::worker::available_memory;
 use crate::{checkpoint, output, status};
@@ -69,8 +70,12 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     for part in workers(&args, &exe, &url) {
         parts.spawn(keep(part, over.clone()));
     }
+    let jobs = match &args.keep.jobs {
+        Some(url) => url.to_string(),
+        None => folder_url(&state.join("jobs"))?.to_string(),
+    };
     for (i, address) in public.iter().enumerate() {
-        parts.spawn(keep(coordinator(&args, &exe, &url, i, address), over.clone()));
+        parts.spawn(keep(coordinator(&args, &exe, &url, &jobs, i, address), over.clone()));
     }
 
     let endpoints = public.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
@@ -207,7 +212,7 @@ fn workers(args: &Up, exe: &Path, url: &str) -> Vec<Part> {
     parts
 }
 
-fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr) -> Part {
+fn coordinator(args: &Up, exe: &Path, url: &str, jobs: &str, i: usize, address: &SocketAddr) -> Part {
     let name = format!("coordinator-{i}");
     let mut command: Vec<OsString> = vec![exe.into(), "coordinator".into()];
     let flags = [
@@ -219,9 +224,15 @@ fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr)
         ("--stages", args.here.stages.to_string()),
         ("--pipelines", args.pipelines.to_string()),
         ("--spares", args.spares.to_string()),
+        ("--jobs", jobs.to_owned()),
+        ("--jobs-window", args.keep.jobs_window.to_string()),
+        ("--jobs-keep", args.keep.jobs_keep.to_string()),
     ];
     command.extend(flags.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]));
     command.extend(["--kv".into(), args.here.kv.name().into()]);
+    for output in &args.keep.jobs_output {
+        command.extend(["--jobs-output".into(), output.as_str().into()]);
+    }
     if let Some(weights) = args.here.weights {
         command.extend(["--weights".into(), weights.name().into()]);
     }

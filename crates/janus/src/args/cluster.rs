@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Here, Kv, Weights, positive, threads};
+use super::{Here, KeepJobs, Kv, Weights, positive, threads};
 
 /// The store that a cluster shares.
 #[derive(Debug, Clone, Args)]
@@ -82,6 +82,8 @@ pub(crate) struct Coordinator {
     /// Seconds between two records of the token logs
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) log_every: u64,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
 }
 
 /// What a worker can do.
@@ -150,6 +152,8 @@ pub(crate) struct Up {
     /// Seconds after which whoever is silent is taken for gone
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=3600))]
     pub(crate) ttl: u64,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
     /// Allows what is for tests alone
     #[arg(long, hide = true)]
     pub(crate) test: bool,

@@ -1,6 +1,7 @@
 //! The command line: a contract that scripts rely on.
 
 mod cluster;
+mod jobs;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
 pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
+pub(crate) use jobs::{Deed, Jobs, KeepJobs, List as JobsList, Submit, Urgency};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
 const MAX_COUNT: usize = 1024;
@@ -39,6 +41,8 @@ pub(crate) enum Verb {
     Serve(Serve),
     /// Lead a cluster, or stand by until the leader is gone
     Coordinator(Coordinator),
+    /// Hand in work that nobody waits for, and see what becomes of it
+    Jobs(Jobs),
     /// Be a node of a cluster: run layers, encode and decode pictures
     Worker(Worker),
     /// Start a whole cluster on this machine, one process for each part, and keep it running
@@ -98,6 +102,12 @@ pub(crate) struct Serve {
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Where jobs and their state are kept; with the same directory they go on where they were [default: forgotten at the
+    /// end]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
 }
 
 #[derive(Debug, Args)]

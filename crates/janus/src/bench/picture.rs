@@ -30,6 +30,7 @@ pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[u32]
         weights: Some(setting.weights),
         kv: setting.kv,
         needs: Needs { vq_decoder: true, ..Needs::NONE },
+        jobs: None,
     };
     let mut session = Session::start(checkpoint, options)?;
     let mut measured = Vec::new();
