@@ -1,6 +1,8 @@
 //! Blobs: files that a tenant sent so that items can name them by their digest. A tenant sees its own alone.
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
 use janus_wire::hello::hex;
 use janus_wire::status::{self, invalid};
 use janus_wire::v1;
@@ -32,12 +34,12 @@ pub(super) async fn image(objects: &Objects, tenant: &str, digest: &Bytes) -> Re
     }
 }
 
-/// Takes a blob in: the pieces of `next`, `size` bytes in all. Returns its digest.
+/// Takes a blob in: all `pieces`, of `size` bytes together. Returns its digest.
 pub(super) async fn receive(
     objects: &Objects,
     tenant: &str,
     size: u64,
-    mut next: impl AsyncFnMut() -> Result<Option<Bytes>, Status>,
+    mut pieces: BoxStream<'_, Result<Bytes, Status>>,
 ) -> Result<[u8; 32], Status> {
     if size == 0 || size > MAX_BYTES {
         return Err(invalid("size", format!("must be from 1 to {MAX_BYTES} bytes")));
@@ -47,7 +49,7 @@ pub(super) async fn receive(
     let failed = |error: std::io::Error| status::unavailable(format!("the blob cannot be kept: {error}"), super::RETRY);
     let (mut hash, mut left) = (Sha256::new(), size);
     let received = async {
-        while let Some(data) = next().await? {
+        while let Some(data) = pieces.try_next().await? {
             let length = data.len() as u64;
             if length > left {
                 return Err(invalid("data", format!("there are more than the {size} bytes that were announced")));

@@ -68,7 +68,7 @@ pub use manifest::MANIFEST;
 pub use objects::{Created, Environment, Objects};
 pub use record::{JobRecord, Status, UnitResult};
 pub(crate) use service::server;
-pub use spool::MAX_ITEMS;
+pub use spool::{MAX_ITEMS, SEGMENT};
 
 use record::JobKeys;
 use state::{Shared, Tracked};
@@ -94,6 +94,8 @@ pub type Roots = Arc<dyn Fn(&str) -> Vec<Url> + Send + Sync>;
 pub struct Options {
     /// Units of one job that are under way at once.
     pub window: usize,
+    /// Items of a segment, at most: [`SEGMENT`] unless there is a reason.
+    pub segment: usize,
     /// Jobs that ended so long ago are forgotten; `None` keeps them.
     pub keep: Option<Duration>,
     /// Where tenants may write.
@@ -124,7 +126,7 @@ pub struct Setup {
 
 /// The jobs of one reign. Cheap to clone.
 #[derive(Clone)]
-pub struct Jobs(pub(crate) Arc<Shared>);
+pub struct Jobs(Arc<Shared>);
 
 impl Jobs {
     /// Reads what is there, and goes on with it until `over`. Waits for the store; `None` if `over` comes first.

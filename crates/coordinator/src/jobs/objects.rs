@@ -315,7 +315,7 @@ fn shown(url: &Url) -> String {
 
 /// The folder `output` if it is below one of `roots`: the same place, and a path that begins with the root's, segment by
 /// segment.
-pub fn below_a_root(output: &str, roots: &[Url]) -> Option<Url> {
+pub(super) fn below_a_root(output: &str, roots: &[Url]) -> Option<Url> {
     let url = Url::parse(output).ok()?;
     // A parser resolves dots; what is meant must be what is written.
     let plain = |part: &str| {

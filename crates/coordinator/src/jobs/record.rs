@@ -41,6 +41,7 @@ pub struct JobRecord {
     /// Its name: the time it was made, and chance.
     pub id: String,
     /// Whose it is.
+    #[serde(with = "shared_text")]
     pub tenant: Arc<str>,
     /// The caller's idempotency key; empty for none.
     #[serde(default)]
@@ -179,6 +180,21 @@ impl UnitResult {
 pub(super) fn decode<T: for<'a> Deserialize<'a>>(entry: &Entry) -> Result<T, Error> {
     serde_json::from_slice(&entry.value)
         .map_err(|error| Error::Damaged { what: format!("the record at {}", entry.key), reason: error.to_string() })
+}
+
+/// Text that many hold, as text.
+mod shared_text {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(text: &Arc<str>, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Arc<str>, D::Error> {
+        String::deserialize(input).map(Arc::from)
+    }
 }
 
 /// Keys below `jobs/`.

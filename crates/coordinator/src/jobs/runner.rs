@@ -223,7 +223,8 @@ impl Work {
 
     /// The lines first, then the record that counts them; with it go the results that they replace.
     async fn seal(&self, number: u32, lines: Bytes, tally: Tally, bytes: u64) -> Result<Done, Error> {
-        patiently("a segment", || self.folder.create(&manifest::segment(number), lines.clone())).await?;
+        let name = manifest::segment(number);
+        patiently("a segment", || self.folder.create(&name, lines.clone())).await?;
         let replaced = self.shared.keys.segment(&self.record.id, number);
         let change = |record: &mut JobRecord| {
             record.sealed = number + 1;
@@ -303,8 +304,8 @@ impl Work {
                 let text = engine.answer(tenant, item::asking(ask, images, header)).await?;
                 let (sha256, bytes) = (item::digest_of_text(&text), text.len());
                 if bytes > ASIDE {
-                    let data = Bytes::from(text.clone());
-                    patiently("an answer", || self.folder.create(&aside(at), data.clone())).await?;
+                    let (name, data) = (aside(at), Bytes::from(text.clone()));
+                    patiently("an answer", || self.folder.create(&name, data.clone())).await?;
                 }
                 Ok(made(sha256, Some(text), bytes))
             }

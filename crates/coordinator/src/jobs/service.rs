@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use janus_cluster::Txn;
 use janus_wire::status::{self, exhausted, invalid};
 use janus_wire::v1::jobs_server::{Jobs as JobsService, JobsServer};
@@ -50,6 +50,94 @@ impl Jobs {
     pub fn server(self) -> JobsServer<Self> {
         server(self)
     }
+
+    /// Makes a job of a tenant's messages, as [`JobsService::create`] does.
+    ///
+    /// # Errors
+    /// Those of the service.
+    pub async fn make(
+        &self,
+        tenant: &Arc<str>,
+        mut messages: impl futures_util::Stream<Item = Result<v1::CreateJobRequest, Status>> + Send + Unpin,
+    ) -> Result<v1::Job, Status> {
+        let shared = &self.0;
+        let Some(create_job_request::Part::Header(header)) = next(&mut messages).await?.and_then(|first| first.part) else {
+            return Err(invalid("header", "must be the first message"));
+        };
+        let interactive = check_header(&header)?;
+        let _place = shared.creating.try_acquire().map_err(|_| exhausted("too many jobs are being made", RETRY))?;
+        let mut named = Named::default();
+        if let Some(job) = shared.keyed(tenant, &header.key).await? {
+            let mut spool = Spool::new(None, shared.options.segment);
+            shared.take_in(tenant, &mut messages, &mut spool, &mut named).await?;
+            return the_same(&job, &header, &spool.finish().await.map_err(ours)?).await;
+        }
+        shared.check_room(tenant, &header.output).await?;
+        let created = now_unix_ms();
+        let id = new_id(created);
+        let output = shared.output(tenant, &id, &header.output).map_err(ours)?;
+        if !header.output.is_empty() {
+            output.probe().await.map_err(ours)?;
+            if output.has(MANIFEST).await.map_err(ours)? {
+                let text = format!("header.output: {} has the results of another job", output.url());
+                return Err(Status::failed_precondition(text));
+            }
+        }
+
+        let folder = shared.folder(&id);
+        let mut spool = Spool::new(Some(folder.clone()), shared.options.segment);
+        let taken = match shared.take_in(tenant, &mut messages, &mut spool, &mut named).await {
+            Ok(()) => spool.finish().await.map_err(ours),
+            Err(status) => Err(status),
+        };
+        let discard = async || {
+            // Whatever stays is found later.
+            let _ = shared.objects.delete_all(&format!("jobs/{id}")).await;
+        };
+        let spooled = match taken {
+            Ok(spooled) => spooled,
+            Err(status) => {
+                discard().await;
+                return Err(status);
+            }
+        };
+        let record = JobRecord {
+            id: id.clone(),
+            tenant: tenant.clone(),
+            key: header.key.clone(),
+            items: janus_wire::hello::hex(&spooled.digest),
+            interactive,
+            output: header.output.clone(),
+            metadata: header.metadata.clone().into_iter().collect::<BTreeMap<_, _>>(),
+            model: shared.model.clone(),
+            total: spooled.total,
+            segments: spooled.segments,
+            blobs: named.hold.is_some(),
+            status: Stands::Queued,
+            error: String::new(),
+            sealed: 0,
+            succeeded: 0,
+            failed: 0,
+            cancelled: 0,
+            bytes: 0,
+            created,
+            started: 0,
+            ended: 0,
+            deleting: false,
+        };
+        if !shared.write_down(&record).await.map_err(ours)? {
+            discard().await;
+            return match shared.keyed(tenant, &header.key).await? {
+                Some(job) => the_same(&job, &header, &spooled).await,
+                None => Err(status::unavailable("another job was made with this key at the same time", RETRY)),
+            };
+        }
+        tracing::info!(job = id, %tenant, items = spooled.total, segments = spooled.segments, "a job is made");
+        let job = Tracked::new(record);
+        shared.all().insert((tenant.clone(), id), job.clone());
+        shared.wake.notify_one();
+        Ok(job.shown())
+    }
 }
 
 /// Any implementation, with the limits of this one.
@@ -58,9 +146,9 @@ pub(crate) fn server<T: JobsService>(service: T) -> JobsServer<T> {
 }
 
 /// The next message of a caller who may have stopped to send.
-async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
-    match tokio::time::timeout(NEXT, stream.message()).await {
-        Ok(message) => message,
+async fn next<T>(messages: &mut (impl futures_util::Stream<Item = Result<T, Status>> + Unpin)) -> Result<Option<T>, Status> {
+    match tokio::time::timeout(NEXT, messages.next()).await {
+        Ok(message) => message.transpose(),
         Err(_) => Err(Status::deadline_exceeded(format!("nothing came for {} seconds", NEXT.as_secs()))),
     }
 }
@@ -142,12 +230,12 @@ impl Shared {
     }
 
     /// Takes items in until the caller's last message.
-    async fn take_in(
-        &self,
+    async fn take_in<'a>(
+        &'a self,
         tenant: &str,
-        messages: &mut Streaming<v1::CreateJobRequest>,
+        messages: &mut (impl futures_util::Stream<Item = Result<v1::CreateJobRequest, Status>> + Unpin),
         spool: &mut Spool,
-        named: &mut Named<'_>,
+        named: &mut Named<'a>,
     ) -> Result<(), Status> {
         while let Some(message) = next(messages).await? {
             let Some(create_job_request::Part::Items(items)) = message.part else {
@@ -227,11 +315,11 @@ struct Named<'a> {
 }
 
 /// The same key may be used again for the same items alone.
-async fn the_same(job: &Tracked, header: &JobHeader, spooled: &Spooled) -> Result<Response<v1::Job>, Status> {
+async fn the_same(job: &Tracked, header: &JobHeader, spooled: &Spooled) -> Result<v1::Job, Status> {
     let record = job.record().await;
     let same = record.items == janus_wire::hello::hex(&spooled.digest) && record.output == header.output;
     match same && !record.deleting {
-        true => Ok(Response::new(job.shown())),
+        true => Ok(job.shown()),
         false => Err(Status::already_exists(format!("header.key: `{}` is in use with other items", header.key))),
     }
 }
@@ -250,95 +338,18 @@ impl JobsService for Jobs {
         let _place = shared.uploads.try_acquire().map_err(|_| exhausted("too many blobs are being sent", RETRY))?;
         let mut messages = request.into_inner();
         let first = next(&mut messages).await?.unwrap_or_default();
-        let (size, mut data) = (first.size, Some(first.data));
-        let more = async || match data.take() {
-            Some(data) => Ok(Some(data)),
-            None => Ok(next(&mut messages).await?.map(|message| message.data)),
-        };
-        let digest = blobs::receive(&shared.objects, &tenant, size, more).await?;
+        let begun = futures_util::stream::iter([Ok(first.data)]);
+        let rest = futures_util::stream::unfold(messages, |mut messages| async move {
+            let message = next(&mut messages).await.transpose()?;
+            Some((message.map(|message| message.data), messages))
+        });
+        let digest = blobs::receive(&shared.objects, &tenant, first.size, begun.chain(rest).boxed()).await?;
         Ok(Response::new(v1::PutBlobResponse { sha256: digest.to_vec().into() }))
     }
 
     async fn create(&self, request: Request<Streaming<v1::CreateJobRequest>>) -> Result<Response<v1::Job>, Status> {
-        let shared = &self.0;
         let tenant = Caller::of(&request).tenant;
-        let mut messages = request.into_inner();
-        let Some(create_job_request::Part::Header(header)) = next(&mut messages).await?.and_then(|first| first.part) else {
-            return Err(invalid("header", "must be the first message"));
-        };
-        let interactive = check_header(&header)?;
-        let _place = shared.creating.try_acquire().map_err(|_| exhausted("too many jobs are being made", RETRY))?;
-        let mut named = Named::default();
-        if let Some(job) = shared.keyed(&tenant, &header.key).await? {
-            let mut spool = Spool::new(None);
-            shared.take_in(&tenant, &mut messages, &mut spool, &mut named).await?;
-            return the_same(&job, &header, &spool.finish().await.map_err(ours)?).await;
-        }
-        shared.check_room(&tenant, &header.output).await?;
-        let created = now_unix_ms();
-        let id = new_id(created);
-        let output = shared.output(&tenant, &id, &header.output).map_err(ours)?;
-        if !header.output.is_empty() {
-            output.probe().await.map_err(ours)?;
-            if output.has(MANIFEST).await.map_err(ours)? {
-                let text = format!("header.output: {} has the results of another job", output.url());
-                return Err(Status::failed_precondition(text));
-            }
-        }
-
-        let folder = shared.folder(&id);
-        let mut spool = Spool::new(Some(folder.clone()));
-        let taken = match shared.take_in(&tenant, &mut messages, &mut spool, &mut named).await {
-            Ok(()) => spool.finish().await.map_err(ours),
-            Err(status) => Err(status),
-        };
-        let discard = async || {
-            // Whatever stays is found later.
-            let _ = shared.objects.delete_all(&format!("jobs/{id}")).await;
-        };
-        let spooled = match taken {
-            Ok(spooled) => spooled,
-            Err(status) => {
-                discard().await;
-                return Err(status);
-            }
-        };
-        let record = JobRecord {
-            id: id.clone(),
-            tenant: tenant.clone(),
-            key: header.key.clone(),
-            items: janus_wire::hello::hex(&spooled.digest),
-            interactive,
-            output: header.output.clone(),
-            metadata: header.metadata.clone().into_iter().collect::<BTreeMap<_, _>>(),
-            model: shared.model.clone(),
-            total: spooled.total,
-            segments: spooled.segments,
-            blobs: named.hold.is_some(),
-            status: Stands::Queued,
-            error: String::new(),
-            sealed: 0,
-            succeeded: 0,
-            failed: 0,
-            cancelled: 0,
-            bytes: 0,
-            created,
-            started: 0,
-            ended: 0,
-            deleting: false,
-        };
-        if !shared.write_down(&record).await.map_err(ours)? {
-            discard().await;
-            return match shared.keyed(&tenant, &header.key).await? {
-                Some(job) => the_same(&job, &header, &spooled).await,
-                None => Err(status::unavailable("another job was made with this key at the same time", RETRY)),
-            };
-        }
-        tracing::info!(job = id, %tenant, items = spooled.total, segments = spooled.segments, "a job is made");
-        let job = Tracked::new(record);
-        shared.all().insert((tenant, id), job.clone());
-        shared.wake.notify_one();
-        Ok(Response::new(job.shown()))
+        self.make(&tenant, request.into_inner()).await.map(Response::new)
     }
 
     async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {

@@ -16,8 +16,8 @@ use super::{Error, item};
 
 /// Items of one job.
 pub const MAX_ITEMS: u64 = 1_000_000;
-/// A segment ends at so many items...
-const ITEMS: usize = 256;
+/// A segment ends at so many items, unless told otherwise...
+pub const SEGMENT: usize = 256;
 /// ...or units...
 const UNITS: u32 = 512;
 /// ...or bytes.
@@ -36,6 +36,7 @@ fn name(segment: u32) -> String {
 pub(super) struct Spool {
     /// The job's folder; `None` if the items are only compared.
     objects: Option<Objects>,
+    most: usize,
     writes: JoinSet<Result<Created, Error>>,
     segments: u32,
     bytes: Vec<u8>,
@@ -58,9 +59,11 @@ pub(super) struct Spooled {
 }
 
 impl Spool {
-    pub(super) fn new(objects: Option<Objects>) -> Self {
+    /// Segments have at most `most` items.
+    pub(super) fn new(objects: Option<Objects>, most: usize) -> Self {
         Spool {
             objects,
+            most: most.max(1),
             writes: JoinSet::new(),
             segments: 0,
             bytes: Vec::new(),
@@ -91,7 +94,7 @@ impl Spool {
             return Err(invalid(&format!("items[{}].id", self.total), format!("`{}` is there twice", item.id)).into());
         }
         let units = item::units(item);
-        let full = self.items >= ITEMS || self.units + units > UNITS || self.bytes.len() + item.encoded_len() > BYTES;
+        let full = self.items >= self.most || self.units + units > UNITS || self.bytes.len() + item.encoded_len() > BYTES;
         if self.items > 0 && full {
             self.flush().await?;
         }
@@ -218,7 +221,7 @@ mod tests {
     }
 
     async fn spooled(objects: Option<Objects>, items: &[JobItem]) -> Spooled {
-        let mut spool = Spool::new(objects);
+        let mut spool = Spool::new(objects, SEGMENT);
         for item in items {
             spool.push(item).await.unwrap();
         }
@@ -250,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_id_that_comes_twice_is_refused() {
-        let mut spool = Spool::new(None);
+        let mut spool = Spool::new(None, SEGMENT);
         spool.push(&paint(1, 1)).await.unwrap();
         match spool.push(&paint(1, 2)).await {
             Err(Refusal::Item(status)) => assert!(status.message().contains("`item-1` is there twice"), "{status:?}"),

@@ -132,7 +132,9 @@ async fn unnamed_blobs(shared: &Shared, now: u64) -> Result<(), Error> {
         for segment in record.sealed..record.segments {
             for item in spool::read(&folder, segment).await? {
                 if let Some(job_item::Work::Ask(ask)) = item.work {
-                    ask.images.iter().for_each(|digest| drop(candidates.remove(&blobs::name(&record.tenant, digest))));
+                    for digest in &ask.images {
+                        candidates.remove(&blobs::name(&record.tenant, digest));
+                    }
                 }
             }
         }

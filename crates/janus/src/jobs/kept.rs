@@ -32,6 +32,7 @@ impl KeepJobs {
     fn options(&self, outputs: Vec<Url>) -> Options {
         Options {
             window: self.jobs_window,
+            segment: janus_coordinator::jobs::SEGMENT,
             keep: (self.jobs_keep > 0).then(|| Duration::from_secs(self.jobs_keep * 24 * 3600)),
             roots: Arc::new(move |tenant| if tenant == LOCAL { outputs.clone() } else { Vec::new() }),
             environment: environment(),
