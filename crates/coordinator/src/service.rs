@@ -38,6 +38,7 @@ mod palette;
 mod partial;
 mod seen;
 mod stops;
+mod unit;
 
 pub use seen::Watched;
 use seen::{Calls, Operation, Seen};

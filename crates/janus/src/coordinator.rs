@@ -14,6 +14,7 @@ use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
+use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::{Identity, Listener, Security};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use tonic::server::NamedService;
 
 use crate::args::Coordinator as Args;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::prove;
 use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
 use crate::probes::Probes;
 use crate::serve::{Signals, check_listen};
@@ -47,6 +49,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
     let security = security(&args)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
+    let jobs = args.keep.open()?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
@@ -70,6 +73,9 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
             store = connected(&config) => store?,
             () = signals.any() => return Ok(()),
         };
+        if let Some((objects, _)) = &jobs {
+            prove(objects, store.as_ref(), &keys).await?;
+        }
         let members = watch_members(store.clone(), &args.node.store.cluster).map_err(Failure::mistake)?;
         let spec = checkpoint.spec.clone();
         let kv_positions = args.kv_positions.max(spec.llm.max_positions.min(4096));
@@ -95,6 +101,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
             log_every: Duration::from_secs(args.log_every),
             tenants: Tenants::open(),
             draining: draining.clone(),
+            jobs,
             spec,
         };
 
@@ -108,9 +115,14 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         let mut server = janus_wire::server(&security).map_err(broken)?;
         let router = server
             .add_service(front.clone().inference())
+            .add_service(front.clone().jobs())
             .add_service(front.cluster())
             .add_service(health_service)
-            .add_service(reflection(&[InferenceServer::<Front>::NAME, ClusterServer::<Front>::NAME])?);
+            .add_service(reflection(&[
+                InferenceServer::<Front>::NAME,
+                JobsServer::<Front>::NAME,
+                ClusterServer::<Front>::NAME,
+            ])?);
         let closing = CancellationToken::new();
         let until = closing.clone();
         let incoming = listener.behind(&security, Door::Public);

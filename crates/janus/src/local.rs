@@ -6,8 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use janus_coordinator::jobs::{Jobs, Setup};
+use janus_coordinator::ledger::write_logs;
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Alone, Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode, Tenants};
+use janus_coordinator::{Alone, Coordinator, Driver, DriverHandle, Ledger, Model, Parts, Places, StageNode, Tenants};
 use janus_model::llama::Workspace;
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
@@ -15,6 +17,7 @@ use janus_wire::tls::Door;
 use janus_wire::v1::MemberStatus;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_server::InferenceServer;
+use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
@@ -30,6 +33,7 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::certs;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::{self, Kept};
 use crate::worker::read_bandwidth;
 
 /// What the cluster inside one process is called.
@@ -42,6 +46,8 @@ pub(crate) const QUEUE: usize = 1024;
 pub(crate) const ROWS: usize = 16;
 /// Encoder features kept at the first stage.
 pub(crate) const FEATURE_BYTES: usize = 256 << 20;
+/// How often token logs of jobs are written down, where there is a place.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How long a pipeline in this process may take from its weights to its first id.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// How long a lost encoder or decoder of this process is tried again.
@@ -65,6 +71,8 @@ pub(crate) struct Options {
     pub(crate) security: Security,
     /// Somebody looks at its metrics.
     pub(crate) counts: bool,
+    /// How jobs are kept; `None` if there are to be none.
+    pub(crate) jobs: Option<kept::Alone>,
 }
 
 /// The parts beside the language model that are surely used, so that a damaged one is known before any work.
@@ -93,6 +101,8 @@ pub(crate) struct Local {
     closing: CancellationToken,
     serving: JoinHandle<()>,
     shutdown: CancellationToken,
+    /// What is removed at the end.
+    _forgotten: Option<tempfile::TempDir>,
 }
 
 /// Layers of stage `i` of `n`: contiguous, sizes differing by one at most.
@@ -114,6 +124,10 @@ impl Local {
         // Ports first: a taken one is known before minutes of loading.
         let public = Listener::bind(&options.listen).await.map_err(Failure::mistake)?;
         let address = public.address();
+        let kept = match &options.jobs {
+            Some(alone) => Some(alone.open(CLUSTER).await?),
+            None => None,
+        };
 
         let weights = options.weights.unwrap_or_else(|| checkpoint.native_format());
         let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(janus_model::default_threads)));
@@ -192,6 +206,7 @@ impl Local {
         let parts_here = members(&stages_here, &encoders, &decoders, &identity);
         let alone = Alone::new(identity.node.clone(), address.to_string(), vec![driver.clone()], parts_here);
         let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
+        let model_digest = identity.model;
         let parts = Parts {
             identity,
             security: security.clone(),
@@ -207,12 +222,19 @@ impl Local {
         let coordinator = Coordinator::new(model, parts);
         let seen = driver.clone();
         janus_coordinator::observe_drivers(move || vec![seen.clone()]);
+        let (jobs, forgotten) = match kept {
+            Some(kept) => keep_jobs(kept, &coordinator, &driver, model_digest, &shutdown).await?,
+            None => (None, None),
+        };
 
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
-        let reflection = reflection(&[InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME])?;
+        let mut services = vec![InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME];
+        services.extend(jobs.as_ref().map(|_| JobsServer::<Jobs>::NAME));
+        let reflection = reflection(&services)?;
         let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?;
         let router = router.add_service(coordinator.clone().server()).add_service(alone.server());
+        let router = router.add_optional_service(jobs.map(Jobs::server));
         let router = router.add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();
         let until = closing.clone();
@@ -236,7 +258,8 @@ impl Local {
             }
         });
 
-        let local = Local { address, driver, coordinator, draining, closing, serving, shutdown };
+        let _forgotten = forgotten;
+        let local = Local { address, driver, coordinator, draining, closing, serving, shutdown, _forgotten };
         local.ready().await?;
         // Whoever is told that we are ready must find us healthy.
         report(&health, true).await;
@@ -291,6 +314,47 @@ fn members(stages: &[StageNode], encoders: &[String], decoders: &[String], ident
     let encoders = encoders.iter().enumerate().map(|(i, at)| member(format!("encoder-{i}"), "encoder", at, 0..0));
     let decoders = decoders.iter().enumerate().map(|(i, at)| member(format!("decoder-{i}"), "decoder", at, 0..0));
     stages.chain(encoders).chain(decoders).collect()
+}
+
+/// Starts the jobs of a cluster in one process. What is to outlive it is written down now and then.
+async fn keep_jobs(
+    kept: Kept,
+    coordinator: &Coordinator,
+    driver: &DriverHandle,
+    model: [u8; 32],
+    over: &CancellationToken,
+) -> Outcome<(Option<Jobs>, Option<tempfile::TempDir>)> {
+    let Kept { store, keys, epoch, objects, options, forgotten } = kept;
+    let (_, logs) = Ledger::read(store.as_ref(), &keys).await.map_err(Failure::mistake)?;
+    let setup = Setup {
+        store: store.clone(),
+        keys: keys.clone(),
+        cluster: CLUSTER.to_owned(),
+        epoch,
+        objects,
+        options,
+        engine: coordinator.units(logs),
+        model,
+    };
+    let jobs = Jobs::start(setup, over.clone()).await;
+    let (driver, until) = (driver.clone(), over.clone());
+    let lasting = forgotten.is_none();
+    let write = async move {
+        loop {
+            tokio::time::sleep(LOG_EVERY).await;
+            if lasting {
+                let written = write_logs(store.as_ref(), &keys, CLUSTER, epoch, 1, driver.logs().await).await;
+                if let Err(error) = written {
+                    tracing::warn!(%error, "token logs are not written down");
+                }
+            }
+            if let Ok(listing) = store.list(&keys.epoch()).await {
+                let _ = store.compact(listing.revision).await;
+            }
+        }
+    };
+    tokio::spawn(async move { until.run_until_cancelled(write).await });
+    Ok((jobs, forgotten))
 }
 
 /// Reflection of these services and of health; the descriptors hold the nodes' services too, which are not served here.

@@ -10,11 +10,13 @@ mod certs;
 mod checkpoint;
 mod config;
 mod coordinator;
+mod credential;
 mod eval;
 mod failure;
 mod gateway;
 mod generate;
 mod inspect;
+mod jobs;
 mod local;
 mod output;
 mod plan;
@@ -46,6 +48,8 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Clients of clouds take the process's choice; there is none but this.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     // Readers of hostile files catch panics and say what is wrong with the file; only what they don't catch is ours.
     std::panic::set_hook(Box::new(remember));
     let result = std::panic::catch_unwind(|| run(cli)).unwrap_or_else(|_| {
@@ -76,6 +80,7 @@ fn run(cli: Cli) -> Outcome {
     if cli.verb.sight().is_none() && !itself {
         leave_on_signals();
     }
+    credential::load(cli.api_key_file.as_deref())?;
     match cli.verb {
         Verb::Generate(args) => generate::run(args),
         Verb::Ask(args) => ask::run(args),
@@ -85,6 +90,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Serve(args) => serve::run(args, &telemetry),
         Verb::Gateway(args) => gateway::run(args, &telemetry),
         Verb::Coordinator(args) => coordinator::run(args, &telemetry),
+        Verb::Jobs(args) => jobs::run(args),
         Verb::Worker(args) => worker::run(args, &telemetry),
         Verb::Config(args) => config::run(args),
         Verb::Up(args) => up::run(args),

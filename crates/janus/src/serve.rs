@@ -8,6 +8,7 @@ use janus_wire::Security;
 
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::Alone;
 use crate::local::{Local, Needs, Options};
 use crate::telemetry::Telemetry;
 use crate::{checkpoint, gateway, output, session};
@@ -24,6 +25,9 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     // What is wrong with its flags is known before minutes of loading.
     gateway::open(args.listen.clone(), args.door.clone(), security.clone(), telemetry)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
+    if args.state.is_none() {
+        eprintln!("janus: jobs are forgotten when this process ends; --state DIR keeps them");
+    }
     let options = Options {
         listen: args.listen,
         model: args.here.model,
@@ -34,6 +38,7 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         needs: Needs::ALL,
         security: security.clone(),
         counts: args.sight.counts(),
+        jobs: Some(Alone { state: args.state, keep: args.keep, anywhere: None }),
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Tether, Up};
 use crate::certs::Papers;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::folder_url;
 use crate::serve::{Signals, check_listen};
 use crate::worker::available_memory;
 use crate::{checkpoint, gateway, output, status};
@@ -93,8 +94,12 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
         part.command.extend(args.sight.passed_on(metrics.workers.next()));
         parts.spawn(keep(part, over.clone()));
     }
+    let jobs = match &args.keep.jobs {
+        Some(url) => url.to_string(),
+        None => folder_url(&state.join("jobs"))?.to_string(),
+    };
     for (i, address) in public.iter().enumerate() {
-        let mut part = coordinator(&args, &exe, &url, i, address, papers)?;
+        let mut part = coordinator(&args, &exe, &url, &jobs, i, address, papers)?;
         part.command.extend(args.sight.passed_on(metrics.coordinators.next()));
         parts.spawn(keep(part, over.clone()));
     }
@@ -291,7 +296,15 @@ fn workers(args: &Up, exe: &Path, url: &str, papers: Option<&Papers>) -> Outcome
     Ok(parts)
 }
 
-fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr, papers: Option<&Papers>) -> Outcome<Part> {
+fn coordinator(
+    args: &Up,
+    exe: &Path,
+    url: &str,
+    jobs: &str,
+    i: usize,
+    address: &SocketAddr,
+    papers: Option<&Papers>,
+) -> Outcome<Part> {
     let name = format!("coordinator-{i}");
     let mut command: Vec<OsString> = vec![exe.into(), "coordinator".into()];
     let flags = [
@@ -303,9 +316,15 @@ fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr,
         ("--stages", args.here.stages.to_string()),
         ("--pipelines", args.pipelines.to_string()),
         ("--spares", args.spares.to_string()),
+        ("--jobs", jobs.to_owned()),
+        ("--jobs-window", args.keep.jobs_window.to_string()),
+        ("--jobs-keep", args.keep.jobs_keep.to_string()),
     ];
     command.extend(flags.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]));
     command.extend(["--kv".into(), args.here.kv.name().into()]);
+    for output in &args.keep.jobs_output {
+        command.extend(["--jobs-output".into(), output.as_str().into()]);
+    }
     if let Some(weights) = args.here.weights {
         command.extend(["--weights".into(), weights.name().into()]);
     }

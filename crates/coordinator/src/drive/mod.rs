@@ -207,7 +207,7 @@ impl DriverHandle {
     }
 
     /// Token logs of everything that has begun, by the name of the log.
-    pub(crate) async fn logs(&self) -> BTreeMap<String, Vec<u32>> {
+    pub async fn logs(&self) -> BTreeMap<String, Vec<u32>> {
         let (reply, logs) = oneshot::channel();
         let _ = self.commands.send(Command::Logs(reply)).await;
         logs.await.unwrap_or_default()

@@ -251,7 +251,7 @@ pub(super) fn failed(failure: Failure) -> Status {
 }
 
 /// SHA-256 over ids as little-endian u16: what stands for a picture.
-fn sha256_of_ids(ids: &[u32]) -> [u8; 32] {
+pub(super) fn sha256_of_ids(ids: &[u32]) -> [u8; 32] {
     let mut hash = Sha256::new();
     ids.iter().for_each(|id| hash.update((*id as u16).to_le_bytes()));
     hash.finalize().into()

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Door, Here, Kv, Sight, Tls, Weights, positive, threads};
+use super::{Door, Here, KeepJobs, Kv, Sight, Tls, Weights, positive, threads};
 
 /// The store that a cluster shares.
 #[derive(Debug, Clone, Args)]
@@ -89,6 +89,8 @@ pub(crate) struct Coordinator {
     /// Seconds between two records of the token logs
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) log_every: u64,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
 }
 
 /// What a worker can do.
@@ -167,6 +169,8 @@ pub(crate) struct Up {
     pub(crate) ttl: u64,
     #[command(flatten)]
     pub(crate) sight: Sight,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
     /// Allows what is for tests alone
     #[arg(long, hide = true)]
     pub(crate) test: bool,

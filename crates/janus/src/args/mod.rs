@@ -2,6 +2,7 @@
 
 mod cluster;
 mod gateway;
+mod jobs;
 mod sight;
 mod tls;
 
@@ -14,6 +15,7 @@ use serde::Deserialize;
 pub(crate) use cluster::Node;
 pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Top, Up, Worker};
 pub(crate) use gateway::{Door, Gateway};
+pub(crate) use jobs::{Deed, Jobs, KeepJobs, List as JobsList, Server as JobsServer, Submit, Urgency};
 pub(crate) use sight::{LogFormat, Sight};
 pub(crate) use tls::{Certs, Tls};
 
@@ -28,6 +30,9 @@ const MAX_THREADS: usize = 1024;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
+    /// File with the API key of a cluster that asks for one [env: JANUS_API_KEY, the key itself]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -48,6 +53,8 @@ pub(crate) enum Verb {
     Gateway(Gateway),
     /// Lead a cluster, or stand by until the leader is gone
     Coordinator(Coordinator),
+    /// Hand in work that nobody waits for, and see what becomes of it
+    Jobs(Jobs),
     /// Be a node of a cluster: run layers, encode and decode pictures
     Worker(Worker),
     /// Say what is wrong with a command line, before anything runs it
@@ -128,6 +135,12 @@ pub(crate) struct Serve {
     pub(crate) tls: Tls,
     #[command(flatten)]
     pub(crate) sight: Sight,
+    /// Where jobs and their state are kept; with the same directory they go on where they were [default: forgotten at the
+    /// end]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
 }
 
 #[derive(Debug, Args)]

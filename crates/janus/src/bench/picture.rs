@@ -32,6 +32,7 @@ pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[u32]
         kv: setting.kv,
         counts: false,
         needs: Needs { vq_decoder: true, ..Needs::NONE },
+        jobs: None,
     };
     let mut session = Session::start(checkpoint, options)?;
     let mut measured = Vec::new();
