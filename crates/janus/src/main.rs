@@ -27,6 +27,7 @@ mod session;
 mod status;
 mod store;
 mod telemetry;
+mod tenants;
 mod terminal;
 mod tls;
 mod tokens;
@@ -91,6 +92,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Gateway(args) => gateway::run(args, &telemetry),
         Verb::Coordinator(args) => coordinator::run(args, &telemetry),
         Verb::Jobs(args) => jobs::run(args),
+        Verb::Tenants(args) => tenants::run(args),
         Verb::Worker(args) => worker::run(args, &telemetry),
         Verb::Config(args) => config::run(args),
         Verb::Up(args) => up::run(args),

@@ -19,6 +19,8 @@ const GRACE: Duration = Duration::from_secs(60);
 pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     let security = args.tls.security()?;
     check_listen(&args.listen, args.insecure, &security)?;
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.insecure, operator.as_deref())?;
     if let Some(http) = &args.http {
         gateway::check(http, args.insecure, &security)?;
     }
@@ -38,6 +40,7 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         needs: Needs::ALL,
         security: security.clone(),
         counts: args.sight.counts(),
+        operator,
         jobs: Some(Alone { state: args.state, keep: args.keep, anywhere: None }),
     };
     session::runtime()?.block_on(async {
@@ -83,6 +86,26 @@ pub(crate) fn check_listen(listen: &str, insecure: bool, security: &Security) ->
             address.ip()
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Who has no key can be anybody, so a port that others reach asks for one, unless that is meant.
+pub(crate) fn check_credentials(listen: &str, insecure: bool, key: Option<&str>) -> Outcome {
+    let addresses =
+        listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
+    match addresses.into_iter().find(|a| !a.ip().is_loopback()) {
+        Some(address) if !insecure && key.is_none() => Err(Failure::mistake(format!(
+            "--listen {listen}: {} is reachable from other machines and nobody would need a key; give the operator's \
+             (--operator-key-file, JANUS_OPERATOR_KEY), say --insecure if everybody there is trusted, or listen on 127.0.0.1",
+            address.ip()
+        ))),
+        Some(_) => Ok(()),
+        None => {
+            if key.is_none() {
+                eprintln!("janus: no keys are asked for: whoever is on this machine may do everything");
+            }
+            Ok(())
+        }
     }
 }
 

@@ -110,6 +110,7 @@ impl Session {
                     needs,
                     security: Security::Plain,
                     counts: false,
+                    operator: None,
                     jobs: None,
                 };
                 Self::start(checkpoint, options)

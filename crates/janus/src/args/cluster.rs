@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Door, Here, KeepJobs, Kv, Sight, Tls, Weights, positive, threads};
+use super::{Credentials, Door, Here, KeepJobs, Kv, Sight, Tls, Weights, positive, threads};
 
 /// The store that a cluster shares.
 #[derive(Debug, Clone, Args)]
@@ -91,6 +91,8 @@ pub(crate) struct Coordinator {
     pub(crate) log_every: u64,
     #[command(flatten)]
     pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 /// What a worker can do.
@@ -171,6 +173,8 @@ pub(crate) struct Up {
     pub(crate) sight: Sight,
     #[command(flatten)]
     pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
     /// Allows what is for tests alone
     #[arg(long, hide = true)]
     pub(crate) test: bool,

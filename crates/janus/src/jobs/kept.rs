@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use janus_cluster::{Keys, Store, StoreConfig};
 use janus_coordinator::LOCAL;
-use janus_coordinator::jobs::{Environment, Objects, Options, next_epoch};
+use janus_coordinator::Tenants;
+use janus_coordinator::jobs::{Environment, Objects, Options, Roots, next_epoch};
 use reqwest::Url;
 
 use crate::args::KeepJobs;
@@ -44,6 +45,15 @@ impl KeepJobs {
 fn environment() -> Environment {
     let ours = |(name, _): &(String, String)| CLOUDS.iter().any(|cloud| name.starts_with(cloud));
     std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))).filter(ours).collect()
+}
+
+/// Folders that jobs may write to: those of the flags for callers without credentials, those of its record for a tenant.
+pub(crate) fn roots(flags: Roots, tenants: &Tenants) -> Roots {
+    let tenants = tenants.clone();
+    Arc::new(move |tenant| {
+        let own = tenants.output_roots(tenant);
+        flags(tenant).into_iter().chain(own.iter().filter_map(|root| Url::parse(root).ok())).collect()
+    })
 }
 
 /// Proves that a folder can keep jobs, and that it is the one that all coordinators of the cluster have.

@@ -273,6 +273,7 @@ fn submit_here(args: Submit, survey: &Survey, out: Out) -> Outcome {
         needs: Needs { vision: survey.asks, vq_encoder: false, vq_decoder: survey.paints },
         security: Security::Plain,
         counts: false,
+        operator: None,
         jobs: Some(kept::Alone { state: state.clone(), keep, anywhere }),
     };
     // The same items for the same model are the same job, which goes on.
