@@ -1,5 +1,5 @@
 //! The HTTP door: driven with the packages that people use, and with everything that they would not send.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
 #[path = "http/clients.rs"]
 mod clients;
