@@ -45,17 +45,24 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
-        let http = gateway::listen(args.http.as_deref(), args.insecure, &security).await?;
+        let http = gateway::listen_or_not(args.http.as_deref()).await?;
         let local = tokio::select! {
             local = Local::start(checkpoint, options) => local?,
             () = signals.any() => return Ok(()),
         };
         output::print_line(&format!("ready {}", local.address));
-        let door = gateway::open(local.address.to_string(), args.door, security.clone(), telemetry)?;
-        let door = http.map(|listener| gateway::Running::start(door, listener, security.clone()));
-        if let Some(door) = &door {
-            output::print_line(&format!("http {}", door.address));
-        }
+        let door = match http {
+            Ok(listener) => {
+                let gateway = gateway::open(local.address.to_string(), args.door, security.clone(), telemetry)?;
+                let door = gateway::Running::start(gateway, listener, security.clone());
+                output::print_line(&format!("http {}", door.address));
+                Some(door)
+            }
+            Err(error) => {
+                eprintln!("janus: no HTTP: {error}; choose another address with --http");
+                None
+            }
+        };
         telemetry.announce();
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
