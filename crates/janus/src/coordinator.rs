@@ -1,12 +1,13 @@
 //! `janus coordinator`: leads a cluster, or stands by until the leader is gone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use janus_cluster::plan::ModelSizes;
 use janus_cluster::{Candidate, Election, Keys, Leadership, watch_members};
 use janus_coordinator::conduct::Wishes;
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Front, Realm, Reign};
+use janus_coordinator::{Caller, Front, Realm, Reign};
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_spec::{KvStorage, ModelSpec, Tokenizer, WeightStorage};
 use janus_wire::v1::DescribeModelRequest;
@@ -14,9 +15,12 @@ use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::{Identity, Listener, Security};
+use janus_worker::weights::WeightsService;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Request, Status};
 
 use crate::args::Coordinator as Args;
 use crate::failure::{Failure, Outcome};
@@ -36,13 +40,13 @@ pub(crate) fn run(args: Args) -> Outcome {
     check_listen(&args.listen, args.node.insecure)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
-    let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
+    let checkpoint = Arc::new(Checkpoint::open(checkpoint::files(&args.node.model)?)?);
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
-        let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
+        let (digest, tensors) = checkpoint.digests(janus_model::default_threads())?;
         let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
         let kv = KvDtype::from(args.node.kv);
         let identity = Identity {
@@ -89,10 +93,12 @@ pub(crate) fn run(args: Args) -> Outcome {
         let front = Front::new(reigning.clone(), led, members);
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
+        let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
         let mut server = janus_wire::server(&security).map_err(broken)?;
         let router = server
             .add_service(front.clone().inference())
             .add_service(front.cluster())
+            .add_service(InterceptedService::new(given.map_err(broken)?.server(), for_nodes))
             .add_service(health_service)
             .add_service(reflection(&[InferenceServer::<Front>::NAME, ClusterServer::<Front>::NAME])?);
         let closing = CancellationToken::new();
@@ -139,6 +145,12 @@ pub(crate) fn run(args: Args) -> Outcome {
         let _ = tokio::time::timeout(Duration::from_millis(500), serving).await;
         Ok(())
     })
+}
+
+/// Where callers have credentials, tenants do not carry the model away.
+fn for_nodes(request: Request<()>) -> Result<Request<()>, Status> {
+    Caller::of(&request).operator()?;
+    Ok(request)
 }
 
 /// The store, as soon as it answers; what trying again cannot mend ends the process.

@@ -23,6 +23,7 @@ mod store;
 mod terminal;
 mod tokens;
 mod up;
+mod weights;
 mod worker;
 
 use std::io::IsTerminal;

@@ -45,6 +45,17 @@ pub enum Error {
     /// The compute thread is gone or a computation panicked.
     #[error("the computation failed: {0}")]
     Compute(String),
+    /// Weights cannot be had from the cluster.
+    #[error("{0}")]
+    Weights(String),
+    /// The folder for weights cannot be used.
+    #[error("--cache: {path}: {source}")]
+    Cache {
+        /// Where.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// What came is not what it says.
     #[error("{0}")]
     Invalid(String),
@@ -55,7 +66,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Wire(e) => e.is_retryable(),
-            Error::NotReady(_) | Error::Compute(_) => true,
+            Error::NotReady(_) | Error::Compute(_) | Error::Weights(_) => true,
             _ => false,
         }
     }
@@ -72,6 +83,8 @@ impl From<Error> for Status {
             Error::Model(janus_model::Error::Diverged { .. }) => Status::data_loss(text),
             Error::Model(_) | Error::Invalid(_) => Status::invalid_argument(text),
             Error::Compute(_) => Status::internal(text),
+            Error::Cache { .. } => Status::internal(text),
+            Error::Weights(_) => status::unavailable(text, Duration::from_secs(1)),
         }
     }
 }
