@@ -1,5 +1,6 @@
 //! `janus coordinator`: leads a cluster, or stands by until the leader is gone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use janus_cluster::plan::ModelSizes;
@@ -17,6 +18,7 @@ use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::v1::tenants_server::TenantsServer;
 use janus_wire::{Identity, Listener, Security};
+use janus_worker::weights::WeightsService;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
@@ -55,14 +57,14 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
     let operator = args.credentials.load()?;
     check_credentials(&args.listen, args.node.insecure, operator.as_deref())?;
     let jobs = args.keep.open()?;
-    let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
+    let checkpoint = Arc::new(Checkpoint::open(checkpoint::files(&args.node.model)?)?);
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let probes = Probes::serve(args.node.health.as_deref()).await?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
-        let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
+        let (digest, tensors) = checkpoint.digests(janus_model::default_threads())?;
         let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
         tokenizer()?;
         probes.started().await;
@@ -122,12 +124,14 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         front.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
+        let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
         let mut server = janus_wire::server(&security).map_err(broken)?;
         let router = server
             .add_service(InterceptedService::new(front.clone().inference(), tenants.clone()))
             .add_service(InterceptedService::new(front.clone().jobs(), tenants.clone()))
             .add_service(InterceptedService::new(front.cluster(), tenants.clone()))
             .add_service(InterceptedService::new(tenants.clone().server(), tenants))
+            .add_service(given.map_err(broken)?.server())
             .add_service(health_service)
             .add_service(reflection(&[
                 InferenceServer::<Front>::NAME,

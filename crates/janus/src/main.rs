@@ -33,6 +33,7 @@ mod tls;
 mod tokens;
 mod top;
 mod up;
+mod weights;
 mod worker;
 
 use std::panic::PanicHookInfo;

@@ -40,8 +40,9 @@ pub(crate) struct Store {
 pub(crate) struct Node {
     #[command(flatten)]
     pub(crate) store: Store,
-    /// Checkpoint directory, or `shapes`; the same on every node, which reads only what it is asked to hold
-    #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
+    /// Checkpoint directory, name of a model that `janus pull` fetched, or `shapes`; the same on every node, which reads only
+    /// what it is asked to hold
+    #[arg(long, value_name = "DIR|NAME|shapes", default_value = "shapes")]
     pub(crate) model: String,
     /// Weight format of the language model, the same on every node [default: as stored]
     #[arg(long, value_enum)]
@@ -119,6 +120,10 @@ pub(crate) struct Worker {
     /// Memory for layers and KV, like 16GiB [default: what is free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) memory: Option<u64>,
+    /// Fetch what its layers need from other nodes into this folder, and keep it there; --model is then the name or digest of
+    /// the cluster's model, or a folder with a part of it (`janus pull --layers`)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
