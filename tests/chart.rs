@@ -53,7 +53,18 @@ fn the_pods_that_the_chart_renders_are_a_cluster() {
     };
     // Everything that the engine starts ends with its namespaces, however this test ends.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.args([
+        "--pdeathsig",
+        "KILL",
+        "--",
+        "unshare",
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]);
     command.args(["timeout", "600"]).arg(python()).arg(script("pods.py"));
     command.env("JANUS", binary()).env("JANUS_DOCKER", said("JANUS_DOCKER")).env("JANUS_ETCD", said("JANUS_ETCD"));
     succeed(&mut command);
@@ -133,7 +144,10 @@ fn the_image_builds_its_dependencies_first() {
     }
     succeed(Command::new(repository().join("deploy/skeleton")).current_dir(dir.path()));
     let mut cargo = Command::new("cargo");
-    cargo.args(["metadata", "--locked", "--offline", "--format-version", "1"]).current_dir(dir.path()).stderr(Stdio::inherit());
+    cargo
+        .args(["metadata", "--locked", "--offline", "--format-version", "1"])
+        .current_dir(dir.path())
+        .stderr(Stdio::inherit());
     let output = cargo.output().unwrap();
     assert!(output.status.success());
     let targets = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
@@ -167,7 +181,12 @@ fn compose_starts_what_the_program_takes() {
     }
     assert_eq!(checked, 8);
     let scraped = std::fs::read_to_string(repository().join("deploy/prometheus/prometheus.yml")).unwrap();
-    for name in compose["services"].as_object().unwrap().keys().filter(|name| compose["services"][*name]["command"][0] != "--config.file=/etc/prometheus/prometheus.yml") {
+    for name in compose["services"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter(|name| compose["services"][*name]["command"][0] != "--config.file=/etc/prometheus/prometheus.yml")
+    {
         let observer = ["collector", "grafana"].contains(&name.as_str());
         assert_eq!(scraped.contains(&format!("\"{name}:")), !observer, "{name}");
     }

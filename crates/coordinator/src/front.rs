@@ -38,7 +38,7 @@ impl Front {
         Front(Arc::new(Shared { reign, leader, members }))
     }
 
-    /// For clients.
+    /// For clients, with the credentials of `tenants`.
     pub fn inference(self) -> InferenceServer<Self> {
         InferenceServer::new(self)
             .max_decoding_message_size(MAX_CLIENT_MESSAGE)

@@ -17,6 +17,7 @@ mod pool;
 pub mod request;
 pub mod schedule;
 pub mod service;
+mod tenants;
 
 pub use auth::Caller;
 pub use drive::{Driver, DriverHandle, News, Places, Report};
@@ -27,3 +28,4 @@ pub use params::MAX_CFG_WEIGHT;
 pub use pipeline::{Placement, StageNode};
 pub use pool::Addresses;
 pub use service::{Coordinator, Model, Parts};
+pub use tenants::Tenants;

@@ -193,6 +193,12 @@ impl Requests {
         (all.values().filter(|e| !e.record.finished()).count(), all.len())
     }
 
+    /// Requests of a tenant that are not finished.
+    pub(crate) fn unfinished(&self, tenant: &str) -> usize {
+        let of = |id: &str| id.strip_prefix(tenant).is_some_and(|rest| rest.starts_with('/'));
+        self.lock().iter().filter(|(id, e)| of(id) && !e.record.finished()).count()
+    }
+
     fn forget_old(all: &mut HashMap<String, Entry>) {
         all.retain(|_, e| e.left.is_none_or(|left| left.elapsed() < KEEP));
         while all.len() > KEEP_COUNT {

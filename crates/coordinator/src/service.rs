@@ -26,7 +26,8 @@ use crate::ledger::{Ledger, Logs};
 use crate::params::{self, Header, MAX_PICTURES, MAX_PROMPT};
 use crate::pool::{Addresses, Pool};
 use crate::request::{Failure, Joined, Reader, Record, Requests};
-use crate::schedule::{UnitId, UnitSpec};
+use crate::schedule::{Share, UnitId, UnitSpec};
+use crate::tenants::Tenants;
 
 mod chat;
 mod paint;
@@ -63,6 +64,8 @@ pub struct Parts {
     pub patience: Duration,
     /// Where requests are durable; a single process has none.
     pub ledger: Option<Ledger>,
+    /// Who may do how much.
+    pub tenants: Tenants,
     /// Stops admissions.
     pub draining: CancellationToken,
     /// Ends every stream: what was written down goes on elsewhere.
@@ -81,6 +84,7 @@ struct Shared {
     encoders: Pool<EncoderClient<Channel>>,
     decoders: Pool<DecoderClient<Channel>>,
     ledger: Option<Ledger>,
+    tenants: Tenants,
     draining: CancellationToken,
     over: CancellationToken,
     /// Held by every call until its last event is with the transport.
@@ -120,7 +124,7 @@ type Events<T> = ReceiverStream<Result<T, Status>>;
 impl Coordinator {
     /// A service over the drivers of its pipelines.
     pub fn new(model: Model, parts: Parts) -> Self {
-        let Parts { identity, security, drivers, encoders, decoders, patience, ledger, draining, over } = parts;
+        let Parts { identity, security, drivers, encoders, decoders, patience, ledger, tenants, draining, over } = parts;
         Coordinator(Arc::new(Shared {
             encoders: Pool::encoders(encoders, &security, patience),
             decoders: Pool::decoders(decoders, &security, patience),
@@ -133,6 +137,7 @@ impl Coordinator {
             claimed: drivers.iter().map(|_| Arc::default()).collect(),
             drivers,
             ledger,
+            tenants,
             draining,
             over,
             running: Arc::default(),
@@ -303,6 +308,9 @@ impl Shared {
             }
             Joined::New(reader) => reader,
         };
+        let asked = specs.iter().filter(|spec| spec.kind != Kind::Text).count() as u64;
+        // Over a quota the reader leaves again, and nothing is left of the request.
+        self.tenants.admit(tenant, asked, || self.requests.unfinished(tenant))?;
         let (shared, tenant, mine) = (self.clone(), tenant.to_owned(), reader.another());
         // A caller that goes away meanwhile does not end this: others may have joined.
         let begin = async move {
@@ -345,13 +353,15 @@ impl Shared {
     ) {
         let home = claim.home;
         let pictures = Arc::new(pictures);
-        for (index, spec) in specs.into_iter().enumerate() {
+        let share = self.tenants.share(tenant);
+        for (index, mut spec) in specs.into_iter().enumerate() {
             let record = &reader.record;
             // Cancelled before it was the turn of this one.
             if record.look(index, |p| p.end.is_some()).unwrap_or(true) {
                 continue;
             }
             record.update(index, |p| p.home = home);
+            spec.share = share;
             let encode_again = self.encoding(tenant, &pictures, &reader.record, index);
             let sink = Sink { record: record.clone(), index, encode_again: Some(encode_again) };
             if self.drivers[home].submit(spec, sink).await.is_err() {

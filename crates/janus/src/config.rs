@@ -10,7 +10,7 @@ use janus_model::Checkpoint;
 use crate::args::{Check, Cli, Config, Node, Verb};
 use crate::failure::{Failure, Outcome};
 use crate::serve::check_listen;
-use crate::{checkpoint, coordinator, output, pull, worker};
+use crate::{checkpoint, coordinator, gateway, output, pull, worker};
 
 pub(crate) fn run(args: Config) -> Outcome {
     let Config::Check(Check { command }) = args;
@@ -33,6 +33,13 @@ pub(crate) fn run(args: Config) -> Outcome {
             model(&args.here.model)?;
             "serve"
         }
+        Verb::Gateway(args) => {
+            let security = args.tls.security()?;
+            check_listen(&args.listen, args.insecure, &security)?;
+            addresses("--endpoint", &args.endpoint)?;
+            gateway::open(args.endpoint, args.door, security)?;
+            "gateway"
+        }
         Verb::Pull(args) => {
             pull::check(&args)?;
             "pull"
@@ -54,7 +61,9 @@ pub(crate) fn run(args: Config) -> Outcome {
             "generate"
         }
         _ => {
-            return Err(Failure::mistake("config check knows coordinator, worker, serve, inspect, generate, pull and certs"));
+            return Err(Failure::mistake(
+                "config check knows coordinator, worker, gateway, serve, inspect, generate, pull and certs",
+            ));
         }
     };
     output::print_line(&format!("{what}: the command line, the environment and the files are sound"));

@@ -6,7 +6,7 @@ use janus_cluster::plan::ModelSizes;
 use janus_cluster::{Candidate, Election, Keys, Leadership, watch_members};
 use janus_coordinator::conduct::Wishes;
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Front, Realm, Reign};
+use janus_coordinator::{Front, Realm, Reign, Tenants};
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_spec::{KvStorage, ModelSpec, Tokenizer, WeightStorage};
 use janus_wire::tls::{Door, Role};
@@ -92,6 +92,7 @@ pub(crate) fn run(args: Args) -> Outcome {
             limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS },
             patience: PATIENCE,
             log_every: Duration::from_secs(args.log_every),
+            tenants: Tenants::open(),
             draining: draining.clone(),
             spec,
         };

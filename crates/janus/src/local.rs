@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode};
+use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode, Tenants};
 use janus_model::llama::Workspace;
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
@@ -183,6 +183,7 @@ impl Local {
             decoders: watch::channel(decoders).1,
             patience: PATIENCE,
             ledger: None,
+            tenants: Tenants::open(),
             draining: draining.clone(),
             over: shutdown.clone(),
         };

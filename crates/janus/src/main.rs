@@ -12,6 +12,7 @@ mod config;
 mod coordinator;
 mod eval;
 mod failure;
+mod gateway;
 mod generate;
 mod inspect;
 mod local;
@@ -63,7 +64,8 @@ fn run(cli: Cli) -> Outcome {
     // One TLS for everything that speaks it; none is chosen by default.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // A verb that ends says itself how; only a server has a story to tell on the way.
-    let serves = matches!(cli.verb, Verb::Serve(_) | Verb::Coordinator(_) | Verb::Worker(_) | Verb::Up(_));
+    let serves =
+        matches!(cli.verb, Verb::Serve(_) | Verb::Gateway(_) | Verb::Coordinator(_) | Verb::Worker(_) | Verb::Up(_));
     log(if serves { "warn" } else { "error" });
     if !serves && !matches!(cli.verb, Verb::Tether(_)) {
         leave_on_signals();
@@ -75,6 +77,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Detokenize(args) => tokens::detokenize(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Serve(args) => serve::run(args),
+        Verb::Gateway(args) => gateway::run(args),
         Verb::Coordinator(args) => coordinator::run(args),
         Verb::Worker(args) => worker::run(args),
         Verb::Config(args) => config::run(args),

@@ -1,4 +1,4 @@
-//! `janus serve`: a cluster in one process, for clients on this machine or, if you say so, elsewhere.
+//! `janus serve`: a cluster in one process and an HTTP door to it, for clients on this machine or, if you say so, elsewhere.
 
 use std::net::ToSocketAddrs;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use janus_wire::Security;
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
 use crate::local::{Local, Needs, Options};
-use crate::{checkpoint, output, session};
+use crate::{checkpoint, gateway, output, session};
 
 /// How long running requests may take after a signal.
 const GRACE: Duration = Duration::from_secs(60);
@@ -17,6 +17,11 @@ const GRACE: Duration = Duration::from_secs(60);
 pub(crate) fn run(args: Serve) -> Outcome {
     let security = args.tls.security()?;
     check_listen(&args.listen, args.insecure, &security)?;
+    if let Some(http) = &args.http {
+        gateway::check(http, args.insecure, &security)?;
+    }
+    // What is wrong with its flags is known before minutes of loading.
+    gateway::open(args.listen.clone(), args.door.clone(), security.clone())?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     let options = Options {
         listen: args.listen,
@@ -26,19 +31,32 @@ pub(crate) fn run(args: Serve) -> Outcome {
         weights: args.here.weights.map(WeightFormat::from),
         kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,
-        security,
+        security: security.clone(),
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
+        let http = gateway::listen(args.http.as_deref(), args.insecure, &security).await?;
         let local = tokio::select! {
             local = Local::start(checkpoint, options) => local?,
             () = signals.any() => return Ok(()),
         };
         output::print_line(&format!("ready {}", local.address));
+        let door = gateway::open(local.address.to_string(), args.door, security.clone())?;
+        let door = http.map(|listener| gateway::Running::start(door, listener, security.clone()));
+        if let Some(door) = &door {
+            output::print_line(&format!("http {}", door.address));
+        }
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
+        let finish = async {
+            door.iter().for_each(gateway::Running::close);
+            local.stop(GRACE).await;
+            if let Some(door) = door {
+                door.flush().await;
+            }
+        };
         tokio::select! {
-            () = local.stop(GRACE) => {}
+            () = finish => {}
             () = signals.any() => {}
         }
         Ok(())

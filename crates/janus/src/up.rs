@@ -17,7 +17,7 @@ use crate::certs::Papers;
 use crate::failure::{Failure, Outcome};
 use crate::serve::{Signals, check_listen};
 use crate::worker::available_memory;
-use crate::{checkpoint, output, status};
+use crate::{checkpoint, gateway, output, status};
 
 /// Name of the cluster: that of `--cluster` unless it is said.
 const CLUSTER: &str = "janus";
@@ -40,6 +40,9 @@ pub(crate) fn run(args: Up) -> Outcome {
     // With --tls the certificates are made below, so what matters is that there will be some.
     if !args.tls {
         check_listen(&args.listen, args.insecure, &Security::Plain)?;
+    }
+    if let Some(http) = &args.http {
+        gateway::check(http, args.insecure || args.tls, &Security::Plain)?;
     }
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
@@ -65,6 +68,13 @@ pub(crate) fn run(args: Up) -> Outcome {
 async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     let mut signals = Signals::new()?;
     let public = coordinator_addresses(&args).await?;
+    let http = match args.http.as_deref() {
+        // A taken port is known before anything is started; a free one is found here, because others will ask for it.
+        Some(http) => gateway::listen(Some(http), args.insecure || args.tls, &Security::Plain)
+            .await?
+            .map(|listener| listener.address()),
+        None => None,
+    };
     let (client, peer) = (free_port().await?, free_port().await?);
     let papers = match args.tls {
         true => Some(papers(&state, &public)?),
@@ -90,6 +100,9 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
         None => Security::Plain,
     };
     let endpoints = public.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    if let Some(http) = http {
+        parts.spawn(keep(door(&args, &exe, &endpoints, &http, papers)?, over.clone()));
+    }
     let ready = async {
         loop {
             // Whichever of them leads.
@@ -98,9 +111,14 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
                 && answer.pipelines.iter().all(|p| p.state == "ready")
                 && ["encoder", "decoder"].iter().all(|role| answer.members.iter().any(|m| m.roles.iter().any(|r| r == role)))
             {
-                return;
+                break;
             }
             tokio::time::sleep(POLL).await;
+        }
+        if let Some(http) = http {
+            while janus_wire::connect(&http.to_string(), &Security::Plain).await.is_err() {
+                tokio::time::sleep(POLL).await;
+            }
         }
     };
     let failed = tokio::select! {
@@ -109,6 +127,9 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
                 eprintln!("janus: clients connect with --tls-ca {}", papers.ca().display());
             }
             output::print_line(&format!("ready {endpoints}"));
+            if let Some(http) = http {
+                output::print_line(&format!("http {http}"));
+            }
             tokio::select! {
                 failed = parts.join_next() => failed,
                 () = signals.any() => None,
@@ -181,14 +202,15 @@ fn papers(state: &Path, public: &[SocketAddr]) -> Outcome<Papers> {
     Papers::new(state.join("tls"), CLUSTER, hosts)
 }
 
-/// What a part is told of its certificate, and of the one that it shows to etcd.
-fn tls_flags(papers: Option<&Papers>, name: &str, roles: Roles) -> Outcome<Vec<OsString>> {
+/// What a part is told of its certificate and, if it uses the store, of the one that it shows to etcd: the same.
+fn tls_flags(papers: Option<&Papers>, name: &str, roles: Roles, store: bool) -> Outcome<Vec<OsString>> {
     let Some(papers) = papers else { return Ok(Vec::new()) };
     let files = papers.issue(name, roles)?;
     let mut flags: Vec<OsString> = Vec::new();
     let kinds = [["--tls-ca", "--etcd-ca"], ["--tls-cert", "--etcd-cert"], ["--tls-key", "--etcd-key"]];
     let (cert, key) = files.own.unwrap_or_default();
     for (names, file) in kinds.iter().zip([files.authority, cert, key]) {
+        let names = &names[..if store { 2 } else { 1 }];
         flags.extend(names.iter().flat_map(|flag| [OsString::from(flag), file.clone().into()]));
     }
     Ok(flags)
@@ -249,7 +271,7 @@ fn workers(args: &Up, exe: &Path, url: &str, papers: Option<&Papers>) -> Outcome
         if args.test {
             command.push("--test".into());
         }
-        command.extend(tls_flags(papers, &name, role.into())?);
+        command.extend(tls_flags(papers, &name, role.into(), true)?);
         Ok(Part { name, command })
     };
     let mut parts = Vec::new();
@@ -284,8 +306,22 @@ fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr,
     if args.insecure {
         command.push("--insecure".into());
     }
-    command.extend(tls_flags(papers, &name, Role::Coordinator.into())?);
+    command.extend(tls_flags(papers, &name, Role::Coordinator.into(), true)?);
     Ok(Part { name, command })
+}
+
+fn door(args: &Up, exe: &Path, endpoints: &str, http: &SocketAddr, papers: Option<&Papers>) -> Outcome<Part> {
+    let mut command: Vec<OsString> = vec![exe.into(), "gateway".into()];
+    let mut flag = |flag: &str, value: &str| command.extend([flag.into(), value.into()]);
+    flag("--listen", &http.to_string());
+    flag("--endpoint", endpoints);
+    args.door.image_hosts.iter().for_each(|host| flag("--image-host", host));
+    args.door.public_url.iter().for_each(|url| flag("--public-url", url));
+    if args.insecure {
+        command.push("--insecure".into());
+    }
+    command.extend(tls_flags(papers, "gateway", Role::Gateway.into(), false)?);
+    Ok(Part { name: "gateway".to_owned(), command })
 }
 
 /// The first coordinator's address as asked for, and the ports after it for the others.

@@ -7,6 +7,7 @@
 
 mod admission;
 mod channel;
+pub mod client;
 mod connection;
 mod error;
 pub mod frame;
@@ -20,6 +21,7 @@ pub mod status;
 pub mod tls;
 
 pub use channel::{connect, connect_until};
+pub use client::Coordinators;
 pub use connection::{Connection, Origin};
 pub use error::Error;
 pub use guard::Guarded;

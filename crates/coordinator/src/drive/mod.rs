@@ -5,8 +5,8 @@ pub mod core;
 mod pace;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -115,6 +115,8 @@ struct Stats {
     failures: AtomicU64,
     proven: AtomicBool,
     recovery_ms: AtomicU64,
+    preempted: AtomicU64,
+    served: Mutex<BTreeMap<Arc<str>, u64>>,
 }
 
 impl DriverHandle {
@@ -131,6 +133,16 @@ impl DriverHandle {
     /// The stages that are connected, or being connected.
     pub fn placed(&self) -> Option<Arc<Placement>> {
         self.placed.borrow().clone()
+    }
+
+    /// Rows computed for each tenant.
+    pub fn served(&self) -> BTreeMap<Arc<str>, u64> {
+        self.stats.served.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Units that had to make room for others.
+    pub fn preempted(&self) -> u64 {
+        self.stats.preempted.load(Ordering::Relaxed)
     }
 
     /// Whether it was ever ready: then whatever it takes on will be done, after a recovery if need be.
@@ -403,6 +415,14 @@ impl Run {
         stats.active.store(active, Ordering::Relaxed);
         stats.parked.store(parked, Ordering::Relaxed);
         stats.backlog.store(self.core.scheduler().backlog(), Ordering::Relaxed);
+        stats.preempted.store(self.core.scheduler().preempted(), Ordering::Relaxed);
+        let mut served = stats.served.lock().unwrap_or_else(PoisonError::into_inner);
+        for (tenant, rows) in self.core.scheduler().served() {
+            match served.get_mut(tenant) {
+                Some(known) => *known = rows,
+                None => drop(served.insert(tenant.clone(), rows)),
+            }
+        }
     }
 
     fn command(&mut self, command: Command) -> Vec<Deed> {

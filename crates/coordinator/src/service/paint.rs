@@ -68,7 +68,7 @@ pub(super) async fn work(
     for (i, id) in (0_u64..).zip(ids) {
         let sampling = Sampling { seed: sampling.seed.wrapping_add(i), ..sampling };
         let key = format!("{tenant}/{}#{i}", header.id);
-        let mut unit = unit(id, &prompt, sampling, &keep, total, header.band);
+        let mut unit = unit(tenant, id, &prompt, sampling, &keep, total, header.band);
         unit.log = logs.of(&key, total - keep.len());
         unit.key = key;
         record.update(i as usize, |p| p.ids.extend(&unit.log));
@@ -90,6 +90,7 @@ pub(super) async fn work(
 }
 
 fn unit(
+    tenant: &str,
     id: u64,
     prompt: &GenerationPrompt,
     sampling: Sampling,
@@ -113,6 +114,8 @@ fn unit(
         target,
         end: None,
         band,
+        tenant: tenant.into(),
+        share: Share::default(),
         log: Vec::new(),
         key: String::new(),
         admitted: false,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Here, Kv, Tls, Weights, positive, threads};
+use super::{Door, Here, Kv, Tls, Weights, positive, threads};
 
 /// The store that a cluster shares.
 #[derive(Debug, Clone, Args)]
@@ -149,6 +149,11 @@ pub(crate) struct Up {
     /// Where clients connect; further coordinators take the ports after it
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub(crate) listen: String,
+    /// Where HTTP clients connect [default: there is no gateway]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<String>,
+    #[command(flatten)]
+    pub(crate) door: Door,
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,

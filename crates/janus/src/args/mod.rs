@@ -1,6 +1,7 @@
 //! The command line: a contract that scripts rely on.
 
 mod cluster;
+mod gateway;
 mod tls;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use serde::Deserialize;
 
 pub(crate) use cluster::Node;
 pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
+pub(crate) use gateway::{Door, Gateway};
 pub(crate) use tls::{Certs, Tls};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
@@ -38,8 +40,10 @@ pub(crate) enum Verb {
     Detokenize(Detokenize),
     /// Say what a checkpoint is: sizes, special ids, digest
     Inspect(Inspect),
-    /// Serve a model over gRPC
+    /// Serve a model over gRPC and HTTP
     Serve(Serve),
+    /// Open an HTTP door, as OpenAI's, in front of a cluster
+    Gateway(Gateway),
     /// Lead a cluster, or stand by until the leader is gone
     Coordinator(Coordinator),
     /// Be a node of a cluster: run layers, encode and decode pictures
@@ -108,6 +112,11 @@ pub(crate) struct Serve {
     /// Where clients connect
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub(crate) listen: String,
+    /// Where HTTP clients connect [default: 127.0.0.1:8080, unless that is taken]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<String>,
+    #[command(flatten)]
+    pub(crate) door: Door,
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
