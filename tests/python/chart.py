@@ -364,8 +364,9 @@ class Mistakes(unittest.TestCase):
 
         def visit(node, path):
             nonlocal places
-            if node.get("type") == "object" and node.get("additionalProperties") is False:
+            if node.get("type") == "object" and "properties" in node:
                 places += 1
+                self.assertIs(node.get("additionalProperties"), False, path)
                 change = {"zzz": 1}
                 for key in reversed(path):
                     change = {key: change}
