@@ -84,7 +84,7 @@ fn node(node: &Node) -> Outcome {
             }));
         }
     }
-    for tls in &tls {
+    if let Some(tls) = &tls {
         let (certificate, key) = tls.identity.as_ref().map_or((None, None), |(c, k)| (Some(c), Some(k)));
         [Some(&tls.ca), certificate, key].into_iter().flatten().try_for_each(|file| pem(file))?;
     }
