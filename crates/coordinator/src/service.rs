@@ -162,29 +162,33 @@ impl Coordinator {
     /// Takes on what a predecessor had admitted, with the ids it is known to have drawn. Nobody has to ask for it.
     pub async fn restore(&self, admitted: Vec<AdmittedRequest>, logs: &Logs) {
         for request in admitted {
-            let tenant = request.tenant.clone();
-            // The cluster was started with another model since: its ids mean nothing to this one.
-            if request.model[..] != self.0.identity.model[..] {
-                tracing::warn!(tenant, "a request that was admitted for another model is dropped");
-                continue;
-            }
-            let work = match request.request.clone() {
-                Some(admitted_request::Request::Image(image)) => {
-                    self.0.keep_blobs(&request);
-                    paint::work(&self.0, &tenant, image, logs).await
-                }
-                Some(admitted_request::Request::Chat(chat)) => {
-                    self.0.keep_blobs(&request);
-                    chat::work(&self.0, &tenant, chat, logs)
-                }
+            let header = match &request.request {
+                Some(admitted_request::Request::Image(image)) => image.header.as_ref(),
+                Some(admitted_request::Request::Chat(chat)) => chat.header.as_ref(),
                 None => continue,
             };
-            match work {
-                Ok(work) => self.0.take_on(&tenant, work).await,
-                Err(status) => {
-                    tracing::warn!(tenant, error = status.message(), "an admitted request cannot go on");
-                }
-            }
+            let id = header.map_or("", |header| header.request_id.as_str());
+            let span = tracing::error_span!("restored", request = id, tenant = request.tenant);
+            self.restore_one(request, logs).instrument(span).await;
+        }
+    }
+
+    async fn restore_one(&self, request: AdmittedRequest, logs: &Logs) {
+        let tenant = request.tenant.clone();
+        // The cluster was started with another model since: its ids mean nothing to this one.
+        if request.model[..] != self.0.identity.model[..] {
+            tracing::warn!("a request that was admitted for another model is dropped");
+            return;
+        }
+        self.0.keep_blobs(&request);
+        let work = match request.request {
+            Some(admitted_request::Request::Image(image)) => paint::work(&self.0, &tenant, image, logs).await,
+            Some(admitted_request::Request::Chat(chat)) => chat::work(&self.0, &tenant, chat, logs),
+            None => return,
+        };
+        match work {
+            Ok(work) => self.0.take_on(&tenant, work).await,
+            Err(status) => tracing::warn!(error = status.message(), "an admitted request cannot go on"),
         }
     }
 
@@ -395,11 +399,11 @@ impl Shared {
     ) -> Arc<dyn Fn(UnitId) + Send + Sync> {
         let (shared, tenant, pictures, record) = (Arc::downgrade(self), tenant.to_owned(), pictures.clone(), record.clone());
         // The driver's thread calls this; the work belongs to the public runtime.
-        let runtime = tokio::runtime::Handle::current();
+        let (runtime, span) = (tokio::runtime::Handle::current(), tracing::Span::current());
         Arc::new(move |unit| {
             let Some(shared) = shared.upgrade() else { return };
             let (tenant, pictures, record) = (tenant.clone(), pictures.clone(), record.clone());
-            runtime.spawn(async move {
+            let again = async move {
                 let home = record.look(index, |p| p.home).unwrap_or_default();
                 match shared.understand(&tenant, &pictures, home).await {
                     Ok(()) => shared.drivers[home].features_ready(unit).await,
@@ -410,7 +414,8 @@ impl Shared {
                         record.update(index, |p| p.end = Some(Err(lost)));
                     }
                 }
-            });
+            };
+            runtime.spawn(again.instrument(span.clone()));
         })
     }
 

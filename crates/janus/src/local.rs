@@ -172,8 +172,9 @@ impl Local {
             stages.push(StageNode { node, address: address.to_string(), layers: range });
         }
         let needs = options.needs;
+        let named = |node: &str| Identity { node: node.to_owned(), ..identity.clone() };
         let encoder = EncoderService::start(
-            identity.clone(),
+            named("encoder-0"),
             security.clone(),
             checkpoint.clone(),
             pool.clone(),
@@ -182,7 +183,7 @@ impl Local {
         );
         let encoder = encoder.map_err(Failure::mistake)?;
         encoders.push(spawn(&security, |server| server.add_service(encoder.server()), &shutdown).await?.to_string());
-        let decoder = DecoderService::start(identity.clone(), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
+        let decoder = DecoderService::start(named("decoder-0"), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
         let decoder = decoder.map_err(Failure::mistake)?;
         decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
 

@@ -370,7 +370,9 @@ impl<C: Compute> StageCore<C> {
 
     fn refuse(&mut self, unit: &mut Unit, reason: String) {
         self.counters.refused_units += 1;
-        tracing::warn!(slot = unit.slot, generation = unit.generation, reason, "unit refused");
+        let slot = self.slots.get(unit.slot as usize).and_then(Option::as_ref);
+        let request = slot.map_or("", |slot| slot.key.as_str());
+        tracing::warn!(request, slot = unit.slot, generation = unit.generation, reason, "unit refused");
         unit.inputs.clear();
         unit.refused = reason;
     }

@@ -416,7 +416,7 @@ impl<C: Compute> Stage for StageService<C> {
             }
             place.over.cancel();
         }
-        shared.switch(layers).await?;
+        shared.switch(layers.clone()).await?;
         let (pipeline, epoch) = (hello.pipeline, hello.epoch);
         shared
             .thread
@@ -431,6 +431,7 @@ impl<C: Compute> Stage for StageService<C> {
             (shared.connect_next(&request, &hello, &over).await?, None)
         };
         *shared.place() = Some(Place { pipeline, epoch, output: Some(output), results, over });
+        tracing::info!(pipeline, epoch, ?layers, "placed");
         Ok(Response::new(v1::ConfigureResponse { hello: Some(shared.hello(pipeline, epoch)) }))
     }
 
