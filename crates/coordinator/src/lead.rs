@@ -18,7 +18,7 @@ use crate::jobs::{self, Jobs};
 use crate::ledger::{self, Ledger, Logs};
 use crate::pipeline::stage_client;
 use crate::schedule::Limits;
-use crate::{Coordinator, Driver, DriverHandle, Model, Parts, Places};
+use crate::{Coordinator, Driver, DriverHandle, Model, Parts, Places, Tenants};
 
 /// A first stage that has its token logs gives them within this.
 const LOGS: Duration = Duration::from_secs(1);
@@ -52,6 +52,8 @@ pub struct Realm {
     pub patience: Duration,
     /// Token logs are written this often.
     pub log_every: Duration,
+    /// Who may do how much.
+    pub tenants: Tenants,
     /// Stops admissions.
     pub draining: CancellationToken,
     /// Where jobs are kept and how they are run; `None` if there are none.
@@ -110,6 +112,7 @@ impl Realm {
             decoders: self.addresses(MemberRole::Decoder, &over),
             patience: self.patience,
             ledger: Some(ledger),
+            tenants: self.tenants.clone(),
             draining: self.draining.clone(),
             over: over.clone(),
         };
@@ -136,7 +139,10 @@ impl Realm {
         let conductor = run::start(setup, plans, over.clone());
         coordinator.restore(admitted, &logs).await;
         let jobs = self.jobs(&coordinator, epoch, logs, &over).await;
-        tokio::spawn(self.clone().keep_logs(epoch, drivers.clone(), over));
+        tokio::spawn(self.clone().keep_logs(epoch, drivers.clone(), over.clone()));
+        let (tenants, measured) = (self.tenants.clone(), drivers.clone());
+        let (fence, every) = (Some((self.identity.cluster.clone(), epoch)), self.log_every);
+        tokio::spawn(async move { over.run_until_cancelled(tenants.measure(measured, fence, every)).await });
         let ready = any_ready(&drivers);
         Ok(Some(Reign { coordinator, conductor, jobs, drivers, ready, epoch }))
     }
@@ -166,6 +172,7 @@ impl Realm {
             let read = async {
                 let plans = run::read_plans(self.store.as_ref(), &self.keys).await?;
                 let (admitted, logs) = Ledger::read(self.store.as_ref(), &self.keys).await?;
+                self.tenants.read_usage().await?;
                 Ok::<_, janus_cluster::Error>((plans, admitted, logs))
             };
             tokio::select! {

@@ -1,21 +1,29 @@
-//! `janus serve`: a cluster in one process, for clients on this machine or, if you say so, elsewhere.
+//! `janus serve`: a cluster in one process and an HTTP door to it, for clients on this machine or, if you say so, elsewhere.
 
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
+use janus_wire::Security;
 
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
-use crate::jobs::kept::Alone;
+use crate::jobs::kept::Here;
 use crate::local::{Local, Needs, Options};
-use crate::{checkpoint, output, session};
+use crate::telemetry::Telemetry;
+use crate::{checkpoint, gateway, output, session};
 
 /// How long running requests may take after a signal.
 const GRACE: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(args: Serve) -> Outcome {
-    check_listen(&args.listen, args.insecure)?;
+pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
+    let security = args.tls.security()?;
+    check_listen(&args.listen, args.insecure, &security)?;
+    if let Some(http) = &args.http {
+        gateway::check(http, args.insecure, &security)?;
+    }
+    // What is wrong with its flags is known before minutes of loading.
+    gateway::open(args.listen.clone(), args.door.clone(), security.clone(), telemetry)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     if args.state.is_none() {
         eprintln!("janus: jobs are forgotten when this process ends; --state DIR keeps them");
@@ -28,34 +36,50 @@ pub(crate) fn run(args: Serve) -> Outcome {
         weights: args.here.weights.map(WeightFormat::from),
         kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,
-        jobs: Some(Alone { state: args.state, keep: args.keep, anywhere: None }),
+        jobs: Some(Here { state: args.state, keep: args.keep, anywhere: None }),
+        security: security.clone(),
+        counts: args.sight.counts(),
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
+        let http = gateway::listen(args.http.as_deref(), args.insecure, &security).await?;
         let local = tokio::select! {
             local = Local::start(checkpoint, options) => local?,
             () = signals.any() => return Ok(()),
         };
         output::print_line(&format!("ready {}", local.address));
+        let door = gateway::open(local.address.to_string(), args.door, security.clone(), telemetry)?;
+        let door = http.map(|listener| gateway::Running::start(door, listener, security.clone()));
+        if let Some(door) = &door {
+            output::print_line(&format!("http {}", door.address));
+        }
+        telemetry.announce();
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
+        let finish = async {
+            door.iter().for_each(gateway::Running::close);
+            local.stop(GRACE).await;
+            if let Some(door) = door {
+                door.flush().await;
+            }
+        };
         tokio::select! {
-            () = local.stop(GRACE) => {}
+            () = finish => {}
             () = signals.any() => {}
         }
         Ok(())
     })
 }
 
-/// Anybody who reaches the port can use it, so anything but loopback must be meant.
-pub(crate) fn check_listen(listen: &str, insecure: bool) -> Outcome {
+/// What is said on a network can be read there, so anything but loopback without TLS must be meant.
+pub(crate) fn check_listen(listen: &str, insecure: bool, security: &Security) -> Outcome {
     let addresses =
         listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
     let open = addresses.into_iter().find(|a| !a.ip().is_loopback());
     match open {
-        Some(address) if !insecure => Err(Failure::mistake(format!(
-            "--listen {listen}: {} is reachable from other machines and there is no encryption; say --insecure if the network is \
-             trusted, or listen on 127.0.0.1",
+        Some(address) if !insecure && !security.encrypts() => Err(Failure::mistake(format!(
+            "--listen {listen}: {} is reachable from other machines and there is no encryption; give certificates (--tls-ca, \
+             --tls-cert, --tls-key), say --insecure if the network is trusted, or listen on 127.0.0.1",
             address.ip()
         ))),
         _ => Ok(()),
@@ -105,14 +129,18 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::check_listen;
+    use janus_wire::Security;
 
     #[test]
     fn only_loopback_is_open_by_default() {
+        let check_listen = |listen, insecure| check_listen(listen, insecure, &Security::Plain);
         assert!(check_listen("127.0.0.1:7070", false).is_ok());
         assert!(check_listen("[::1]:7070", false).is_ok());
         assert!(check_listen("0.0.0.0:7070", true).is_ok());
         let refused = check_listen("0.0.0.0:7070", false).unwrap_err().to_string();
         assert!(refused.contains("--insecure") && refused.contains("0.0.0.0"));
+        let encrypted = crate::certs::within("a").unwrap();
+        assert!(super::check_listen("0.0.0.0:7070", false, &encrypted).is_ok());
         assert!(check_listen("nonsense", false).unwrap_err().to_string().contains("host:port"));
     }
 }

@@ -37,6 +37,7 @@ pub(crate) struct Session {
     runtime: Runtime,
     /// Where coordinators are, the one that led last first.
     endpoints: Vec<String>,
+    security: Security,
     client: InferenceClient<Channel>,
     /// What is served.
     pub(crate) model: v1::DescribeModelResponse,
@@ -94,7 +95,8 @@ impl Session {
     /// Connects, or starts a cluster in this process that loads `needs` now.
     pub(crate) fn open(compute: &Compute, needs: Needs) -> Outcome<Self> {
         match &compute.endpoint {
-            Some(endpoint) => Self::connect(runtime()?, endpoint, None),
+            Some(endpoint) => Self::connect(runtime()?, endpoint, None, compute.tls.security()?),
+            None if compute.tls.asked() => Err(Failure::mistake("--tls-ca, --tls-cert and --tls-key are for --endpoint")),
             None => {
                 let checkpoint = Checkpoint::open(checkpoint::files(&compute.here.model)?)?;
                 let options = Options {
@@ -106,6 +108,8 @@ impl Session {
                     kv: KvDtype::from(compute.here.kv),
                     needs,
                     jobs: None,
+                    security: Security::Plain,
+                    counts: false,
                 };
                 Self::start(checkpoint, options)
             }
@@ -120,14 +124,14 @@ impl Session {
         })?;
         let local = runtime.block_on(Local::start(checkpoint, options))?;
         let address = local.address.to_string();
-        Self::connect(runtime, &address, Some(local))
+        Self::connect(runtime, &address, Some(local), Security::Plain)
     }
 
-    fn connect(runtime: Runtime, address: &str, local: Option<Local>) -> Outcome<Self> {
+    fn connect(runtime: Runtime, address: &str, local: Option<Local>, security: Security) -> Outcome<Self> {
         let mut endpoints: Vec<String> =
             address.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect();
-        let (client, model) = runtime.block_on(connect(&mut endpoints))?;
-        Ok(Session { runtime, client, local, endpoints, model, requests: 0 })
+        let (client, model) = runtime.block_on(connect(&mut endpoints, &security))?;
+        Ok(Session { runtime, client, local, endpoints, security, model, requests: 0 })
     }
 
     /// A fresh request id: two processes, or two calls of one, never share one.
@@ -213,7 +217,7 @@ impl Session {
         tracing::info!(error = status.message(), "the coordinator is lost; looking for its successor");
         self.runtime.block_on(async {
             loop {
-                match connect(&mut self.endpoints).await {
+                match connect(&mut self.endpoints, &self.security).await {
                     Ok((client, _)) => {
                         self.client = client;
                         tokio::time::sleep(PAUSE).await;
@@ -377,7 +381,10 @@ fn follow(endpoints: &mut Vec<String>, status: &Status) {
 }
 
 /// The first of the endpoints that leads, or knows who does.
-async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channel>, v1::DescribeModelResponse)> {
+async fn connect(
+    endpoints: &mut Vec<String>,
+    security: &Security,
+) -> Outcome<(InferenceClient<Channel>, v1::DescribeModelResponse)> {
     let started = Instant::now();
     loop {
         let mut last = Failure::mistake("--endpoint is empty: give host:port");
@@ -385,7 +392,7 @@ async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channe
         let mut at = 0;
         while let Some(address) = endpoints.get(at).cloned() {
             at += 1;
-            let client = match client(&address).await {
+            let client = match client(&address, security).await {
                 Ok(client) => client,
                 Err(error @ janus_wire::Error::Address { .. }) => {
                     return Err(Failure::mistake(format!("--endpoint: {error}")));
@@ -395,7 +402,7 @@ async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channe
                     continue;
                 }
             };
-            let describe = client.clone().describe(v1::DescribeModelRequest {}).await;
+            let describe = client.clone().describe(v1::DescribeModelRequest::default()).await;
             match describe {
                 Ok(model) => {
                     endpoints.remove(at - 1);
@@ -423,8 +430,8 @@ async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channe
     }
 }
 
-async fn client(address: &str) -> Result<InferenceClient<Channel>, janus_wire::Error> {
-    let client = InferenceClient::new(janus_wire::connect(address, &Security::Plain).await?);
+async fn client(address: &str, security: &Security) -> Result<InferenceClient<Channel>, janus_wire::Error> {
+    let client = InferenceClient::new(janus_wire::connect(address, security).await?);
     Ok(client.max_decoding_message_size(MAX_CLIENT_MESSAGE).max_encoding_message_size(MAX_CLIENT_MESSAGE))
 }
 

@@ -30,3 +30,15 @@ pub fn exhausted(message: impl Into<String>, retry: Duration) -> Status {
 pub fn unavailable(message: impl Into<String>, retry: Duration) -> Status {
     Status::with_error_details(Code::Unavailable, message, ErrorDetails::with_retry_info(Some(retry)))
 }
+
+/// The field that a status blames.
+pub fn field(status: &Status) -> Option<String> {
+    let details = status.get_error_details();
+    let violation = details.bad_request()?.field_violations.first()?;
+    Some(violation.field.clone()).filter(|field| !field.is_empty())
+}
+
+/// When trying again may help.
+pub fn retry_after(status: &Status) -> Option<Duration> {
+    status.get_error_details().retry_info()?.retry_delay
+}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Url;
 
-use super::{Compute, positive};
+use super::{Compute, Tls, positive};
 
 /// Where a server keeps jobs, and how it runs them.
 #[derive(Debug, Clone, Args)]
@@ -88,6 +88,8 @@ pub(crate) struct Server {
     /// Coordinators; several addresses are tried in turn
     #[arg(long, value_name = "ADDR|URL[,..]", default_value = "127.0.0.1:7070")]
     pub(crate) endpoint: String,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Print JSON on stdout
     #[arg(long)]
     pub(crate) json: bool,

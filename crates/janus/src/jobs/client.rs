@@ -20,18 +20,19 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(crate) struct Client {
     /// The one that led last first.
     endpoints: Vec<String>,
+    security: Security,
     client: Option<JobsClient<Channel>>,
     /// Somebody answered before: a silence may pass.
     known: bool,
 }
 
 impl Client {
-    pub(crate) fn new(endpoints: &str) -> Outcome<Client> {
+    pub(crate) fn new(endpoints: &str, security: Security) -> Outcome<Client> {
         let endpoints: Vec<String> =
             endpoints.split(',').map(str::trim).filter(|e| !e.is_empty()).map(str::to_owned).collect();
         match endpoints.is_empty() {
             true => Err(Failure::mistake("--endpoint is empty: give host:port")),
-            false => Ok(Client { endpoints, client: None, known: false }),
+            false => Ok(Client { endpoints, security, client: None, known: false }),
         }
     }
 
@@ -39,7 +40,7 @@ impl Client {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        let channel = janus_wire::connect(&self.endpoints[0], &Security::Plain).await.map_err(|error| match error {
+        let channel = janus_wire::connect(&self.endpoints[0], &self.security).await.map_err(|error| match error {
             janus_wire::Error::Address { .. } => Failure::mistake(format!("--endpoint: {error}")),
             error => Failure::Broken(format!("--endpoint: {error}")),
         })?;

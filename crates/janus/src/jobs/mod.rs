@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
+use janus_wire::Security;
 use janus_wire::v1::{self, Job, JobStatus, create_job_request};
 use reqwest::Url;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::args::{Deed, Jobs, JobsList as List, KeepJobs, Submit, Urgency};
+use crate::args::{Deed, Jobs, JobsList as List, JobsServer, KeepJobs, Submit, Urgency};
 use crate::failure::{Failure, Outcome};
 use crate::local::{Local, Needs, Options};
 use crate::{checkpoint, output, session};
@@ -33,6 +34,12 @@ const BATCH_BYTES: usize = 1 << 20;
 const PIECE: usize = 1 << 20;
 /// Messages that are read ahead.
 const AHEAD: usize = 4;
+
+impl JobsServer {
+    fn client(&self) -> Outcome<Client> {
+        Client::new(&self.endpoint, self.tls.security()?)
+    }
+}
 
 /// What `submit` answers.
 #[derive(Serialize)]
@@ -91,11 +98,11 @@ pub(crate) fn run(args: Jobs) -> Outcome {
         Deed::Submit(args) => submit(args),
         Deed::List(args) => runtime.block_on(list(args)),
         Deed::Get(args) => runtime.block_on(async {
-            let job = get(&mut Client::new(&args.server.endpoint)?, &args.job).await?;
+            let job = get(&mut args.server.client()?, &args.job).await?;
             output::print_json(&Shown::from(&job))
         }),
         Deed::Watch(args) => runtime.block_on(async {
-            let mut client = Client::new(&args.server.endpoint)?;
+            let mut client = args.server.client()?;
             let job = watch(&mut client, &args.job, args.server.json).await?;
             if !args.server.json {
                 output::print_json(&Shown::from(&job))?;
@@ -104,18 +111,18 @@ pub(crate) fn run(args: Jobs) -> Outcome {
         }),
         Deed::Cancel(args) => runtime.block_on(async {
             let request = v1::CancelJobRequest { job: args.job.clone() };
-            let mut client = Client::new(&args.server.endpoint)?;
+            let mut client = args.server.client()?;
             let job = client.call(async |mut jobs| jobs.cancel(request.clone()).await).await?.into_inner();
             output::print_json(&Shown::from(&job))
         }),
         Deed::Delete(args) => runtime.block_on(async {
             let request = v1::DeleteJobRequest { job: args.job.clone() };
-            let mut client = Client::new(&args.server.endpoint)?;
+            let mut client = args.server.client()?;
             client.call(async |mut jobs| jobs.delete(request.clone()).await).await?;
             output::print_json(&Submitted { job: &args.job })
         }),
         Deed::Results(args) => runtime.block_on(async {
-            let mut client = Client::new(&args.server.endpoint)?;
+            let mut client = args.server.client()?;
             match &args.out {
                 None => download::print(&mut client, &args.job, args.first).await,
                 Some(dir) => {
@@ -135,7 +142,7 @@ async fn get(client: &mut Client, id: &str) -> Outcome<Job> {
 }
 
 async fn list(args: List) -> Outcome {
-    let mut client = Client::new(&args.server.endpoint)?;
+    let mut client = args.server.client()?;
     let (mut jobs, mut page_token) = (Vec::new(), String::new());
     while jobs.len() < args.limit {
         let page_size = (args.limit - jobs.len()).min(1000) as u32;
@@ -229,7 +236,14 @@ fn submit(args: Submit) -> Outcome {
         Some(endpoint) => {
             let key = args.key.clone().unwrap_or_else(fresh_key);
             let wait = args.wait || matches!(out, Out::Dir(_));
-            session::runtime()?.block_on(submit_to(&mut Client::new(&endpoint)?, &args, &survey, out, key, wait))
+            session::runtime()?.block_on(submit_to(
+                &mut Client::new(&endpoint, args.compute.tls.security()?)?,
+                &args,
+                &survey,
+                out,
+                key,
+                wait,
+            ))
         }
         None => submit_here(args, &survey, out),
     }
@@ -262,7 +276,9 @@ fn submit_here(args: Submit, survey: &Survey, out: Out) -> Outcome {
         weights: here.weights.map(WeightFormat::from),
         kv: KvDtype::from(here.kv),
         needs: Needs { vision: survey.asks, vq_encoder: false, vq_decoder: survey.paints },
-        jobs: Some(kept::Alone { state: state.clone(), keep, anywhere }),
+        security: Security::Plain,
+        counts: false,
+        jobs: Some(kept::Here { state: state.clone(), keep, anywhere }),
     };
     // The same items for the same model are the same job, which goes on.
     let made_with = format!("{} {:?} {:?}", here.model, here.weights, here.kv);
@@ -271,7 +287,7 @@ fn submit_here(args: Submit, survey: &Survey, out: Out) -> Outcome {
     let runtime = session::runtime()?;
     let done = runtime.block_on(async {
         let local = Local::start(checkpoint, options).await?;
-        let mut client = Client::new(&local.address.to_string())?;
+        let mut client = Client::new(&local.address.to_string(), Security::Plain)?;
         end_others(&mut client, &key).await?;
         submit_to(&mut client, &args, survey, out, key, true).await
     });

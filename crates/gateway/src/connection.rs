@@ -1,0 +1,166 @@
+//! Connections: how many there may be, and how long one may keep us waiting.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use janus_wire::tls::Door;
+use janus_wire::{Connection, Listener, Security};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Sleep;
+use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use crate::Gateway;
+
+/// Connections at once; more wait until one ends.
+const CONNECTIONS: usize = 1024;
+/// Requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 128;
+/// How long a request's head may take, and a connection that asks nothing is kept.
+const HEAD: Duration = Duration::from_secs(60);
+/// How long a client may take nothing of what is sent to it.
+const STALLED: Duration = Duration::from_secs(60);
+/// HTTP/2 clients are asked this often whether they are still there.
+const PING: Duration = Duration::from_secs(20);
+/// Pause after the system refused a connection: it has too many open files.
+const REFUSED: Duration = Duration::from_millis(100);
+
+impl Gateway {
+    /// Answers on `listener` until `over`; then takes no more connections and finishes the requests that it has.
+    pub async fn serve(self, listener: Listener, security: Security, over: CancellationToken) {
+        let service = TowerToHyperService::new(self.router());
+        let mut incoming = listener.behind(&security, Door::Web);
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            let next = async {
+                let place = places.clone().acquire_owned().await.ok()?;
+                Some((place, incoming.next().await?))
+            };
+            let (place, accepted) = tokio::select! {
+                next = next => match next {
+                    Some(next) => next,
+                    None => break,
+                },
+                Some(_) = connections.join_next() => continue,
+                () = over.cancelled() => break,
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be taken");
+                    tokio::time::sleep(REFUSED).await;
+                    continue;
+                }
+            };
+            let (service, over) = (service.clone(), over.clone());
+            connections.spawn(async move {
+                let _place = place;
+                let mut builder = auto::Builder::new(TokioExecutor::new());
+                builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+                builder
+                    .http2()
+                    .timer(TokioTimer::new())
+                    .keep_alive_interval(PING)
+                    .keep_alive_timeout(PING)
+                    .max_concurrent_streams(STREAMS);
+                let connection = builder.serve_connection(TokioIo::new(Impatient::new(stream)), service);
+                tokio::pin!(connection);
+                let mut asked = false;
+                loop {
+                    tokio::select! {
+                        ended = connection.as_mut() => {
+                            if let Err(error) = ended {
+                                tracing::debug!(%error, "a connection ended badly");
+                            }
+                            return;
+                        }
+                        () = over.cancelled(), if !asked => {
+                            asked = true;
+                            connection.as_mut().graceful_shutdown();
+                        }
+                    }
+                }
+            });
+        }
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+/// A socket that fails when its peer says nothing at first, or takes nothing for too long.
+struct Impatient {
+    stream: Connection,
+    /// Until something was read.
+    silent: Option<Pin<Box<Sleep>>>,
+    /// While something cannot be written.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Impatient {
+    fn new(stream: Connection) -> Self {
+        Impatient { stream, silent: Some(Box::pin(tokio::time::sleep(HEAD))), stalled: None }
+    }
+
+    fn wrote<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.stalled = None;
+            return result;
+        }
+        let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+        match timer.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing"))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for Impatient {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if result.is_ready() {
+            self.silent = None;
+            return result;
+        }
+        match self.silent.as_mut().map(|timer| timer.as_mut().poll(context)) {
+            Some(Poll::Ready(())) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing"))),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for Impatient {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(context, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, buffers);
+        self.wrote(context, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(context);
+        self.wrote(context, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
