@@ -84,10 +84,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
             prove(objects, store.as_ref(), &keys).await?;
         }
         let tenants = Tenants::start(store.clone(), keys.clone(), operator.as_deref(), CancellationToken::new());
-        let jobs = jobs.map(|(objects, mut options)| {
-            options.roots = kept::roots(options.roots, &tenants);
-            (objects, options)
-        });
+        let jobs = jobs.map(|(objects, options)| (objects, kept::for_tenants(options, tenants.clone())));
         let members = watch_members(store.clone(), &args.node.store.cluster).map_err(Failure::mistake)?;
         let spec = checkpoint.spec.clone();
         let kv_positions = args.kv_positions.max(spec.llm.max_positions.min(4096));

@@ -76,7 +76,7 @@ pub(crate) struct Options {
     /// The operator's key: with one, everybody needs a key.
     pub(crate) operator: Option<String>,
     /// How jobs are kept; `None` if there are to be none.
-    pub(crate) jobs: Option<kept::Alone>,
+    pub(crate) jobs: Option<kept::Here>,
 }
 
 /// The parts beside the language model that are surely used, so that a damaged one is known before any work.
@@ -341,8 +341,8 @@ async fn keep_jobs(
     model: [u8; 32],
     over: &CancellationToken,
 ) -> Outcome<(Option<Jobs>, Option<tempfile::TempDir>)> {
-    let Kept { store, keys, epoch, objects, mut options, forgotten } = kept;
-    options.roots = kept::roots(options.roots, tenants);
+    let Kept { store, keys, epoch, objects, options, forgotten } = kept;
+    let options = kept::for_tenants(options, tenants.clone());
     tenants.read_usage().await.map_err(Failure::mistake)?;
     let (counted, drivers, fence) = (tenants.clone(), vec![driver.clone()], Some((CLUSTER.to_owned(), epoch)));
     let counting = async move { counted.measure(drivers, fence, LOG_EVERY).await };

@@ -50,8 +50,6 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Clients of clouds take the process's choice; there is none but this.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     // Readers of hostile files catch panics and say what is wrong with the file; only what they don't catch is ours.
     std::panic::set_hook(Box::new(remember));
     let result = std::panic::catch_unwind(|| run(cli)).unwrap_or_else(|_| {

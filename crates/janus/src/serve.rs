@@ -8,7 +8,7 @@ use janus_wire::Security;
 
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
-use crate::jobs::kept::Alone;
+use crate::jobs::kept::Here;
 use crate::local::{Local, Needs, Options};
 use crate::telemetry::Telemetry;
 use crate::{checkpoint, gateway, output, session};
@@ -25,7 +25,7 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         gateway::check(http, args.insecure, &security)?;
     }
     // What is wrong with its flags is known before minutes of loading.
-    gateway::open(args.listen.clone(), args.door.clone(), security.clone(), telemetry)?;
+    gateway::open(args.listen.clone(), args.door.clone(), security.clone())?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     if args.state.is_none() {
         eprintln!("janus: jobs are forgotten when this process ends; --state DIR keeps them");
@@ -41,7 +41,7 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         security: security.clone(),
         counts: args.sight.counts(),
         operator,
-        jobs: Some(Alone { state: args.state, keep: args.keep, anywhere: None }),
+        jobs: Some(Here { state: args.state, keep: args.keep, anywhere: None }),
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
@@ -53,7 +53,8 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         output::print_line(&format!("ready {}", local.address));
         let door = match http {
             Ok(listener) => {
-                let gateway = gateway::open(local.address.to_string(), args.door, security.clone(), telemetry)?;
+                let gateway = gateway::open(local.address.to_string(), args.door, security.clone())?;
+                let gateway = gateway::counted(gateway, telemetry);
                 let door = gateway::Running::start(gateway, listener, security.clone());
                 output::print_line(&format!("http {}", door.address));
                 Some(door)

@@ -274,7 +274,7 @@ fn submit_here(args: Submit, survey: &Survey, out: Out) -> Outcome {
         security: Security::Plain,
         counts: false,
         operator: None,
-        jobs: Some(kept::Alone { state: state.clone(), keep, anywhere }),
+        jobs: Some(kept::Here { state: state.clone(), keep, anywhere }),
     };
     // The same items for the same model are the same job, which goes on.
     let made_with = format!("{} {:?} {:?}", here.model, here.weights, here.kv);
