@@ -14,7 +14,7 @@ use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
-use janus_wire::{Identity, Listener};
+use janus_wire::{Identity, Listener, Pace};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
@@ -91,7 +91,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         let front = Front::new(reigning.clone(), led, members);
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
-        let mut server = janus_wire::server(&security).map_err(broken)?;
+        let mut server = janus_wire::server(&security).map_err(broken)?.layer(Pace);
         let router = server
             .add_service(front.clone().inference())
             .add_service(front.cluster())

@@ -13,7 +13,7 @@ use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
 use janus_wire::tls::Door;
 use janus_wire::v1::inference_server::InferenceServer;
-use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
+use janus_wire::{DESCRIPTORS, Identity, Listener, Pace, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
 use janus_worker::stage::{ModelCompute, StageService};
@@ -191,7 +191,7 @@ impl Local {
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let reflection = reflection(&[InferenceServer::<Coordinator>::NAME])?;
-        let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?;
+        let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?.layer(Pace);
         let router = router.add_service(coordinator.clone().server()).add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();
         let until = closing.clone();

@@ -30,3 +30,14 @@ pub fn exhausted(message: impl Into<String>, retry: Duration) -> Status {
 pub fn unavailable(message: impl Into<String>, retry: Duration) -> Status {
     Status::with_error_details(Code::Unavailable, message, ErrorDetails::with_retry_info(Some(retry)))
 }
+
+/// What a failed call failed of, as far down as anybody knows: tonic's own words for a broken connection say little.
+pub fn cause(status: &Status) -> String {
+    let mut words = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(inner) = source {
+        words = inner.to_string();
+        source = inner.source();
+    }
+    words
+}
