@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use janus_wire::v1::{decoder_client::DecoderClient, encoder_client::EncoderClient};
-use janus_wire::{Error, MAX_NODE_MESSAGE, Security, status};
+use janus_wire::{Error, MAX_NODE_MESSAGE, Security, status, tls};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -40,7 +40,7 @@ struct Node<T> {
 
 impl Pool<EncoderClient<Channel>> {
     pub(crate) fn encoders(addresses: Addresses, security: &Security, patience: Duration) -> Self {
-        Pool::new(addresses, security, patience, "encoder", |c| {
+        Pool::new(addresses, &security.to(tls::Role::Encoder), patience, "encoder", |c| {
             EncoderClient::new(c).max_encoding_message_size(MAX_NODE_MESSAGE)
         })
     }
@@ -48,7 +48,7 @@ impl Pool<EncoderClient<Channel>> {
 
 impl Pool<DecoderClient<Channel>> {
     pub(crate) fn decoders(addresses: Addresses, security: &Security, patience: Duration) -> Self {
-        Pool::new(addresses, security, patience, "decoder", |c| {
+        Pool::new(addresses, &security.to(tls::Role::Decoder), patience, "decoder", |c| {
             DecoderClient::new(c).max_decoding_message_size(MAX_NODE_MESSAGE)
         })
     }
@@ -84,6 +84,31 @@ impl<T: Clone> Pool<T> {
         };
         let best = addresses.iter().min_by_key(rank)?;
         nodes.get(best).map(|node| (best.clone(), node.busy.clone()))
+    }
+
+    /// A node without calls that did not just fail.
+    fn idle(&self) -> Option<(String, Arc<()>)> {
+        let (address, busy) = self.choose()?;
+        let nodes = self.nodes();
+        let failed = nodes.get(&address)?.failed.is_some_and(|at| at.elapsed() < AVOID);
+        // Its own count and ours.
+        (!failed && Arc::strong_count(&busy) == 2).then_some((address, busy))
+    }
+
+    /// Calls an idle node once, if there is one; how that fails is nobody's concern but the log's.
+    pub(crate) async fn call_idle<R, F>(&self, call: impl FnOnce(T) -> F) -> Option<R>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let (address, _busy) = self.idle()?;
+        let client = self.client(&address).await.ok()?;
+        match call(client).await {
+            Ok(answer) => Some(answer.into_inner()),
+            Err(status) => {
+                tracing::debug!(address, role = self.role, error = status.message(), "an idle node did not do it");
+                None
+            }
+        }
     }
 
     async fn client(&self, address: &str) -> Result<T, Error> {
@@ -137,4 +162,23 @@ impl<T: Clone> Pool<T> {
 /// Whether another node, or the same one a little later, may do better.
 fn elsewhere(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::FailedPrecondition)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_node_without_calls_that_did_not_fail_is_idle() {
+        let two = watch::channel(vec!["a:1".to_owned(), "b:1".to_owned()]).1;
+        let pool = Pool::decoders(two, &Security::Plain, Duration::ZERO);
+        let (first, _busy) = pool.choose().unwrap();
+        let (second, busy) = pool.idle().unwrap();
+        assert_ne!(first, second);
+        assert!(pool.idle().is_none());
+        drop(busy);
+        assert_eq!(pool.idle().map(|(address, _)| address), Some(second.clone()));
+        pool.nodes().get_mut(&second).unwrap().failed = Some(Instant::now());
+        assert!(pool.idle().is_none());
+    }
 }

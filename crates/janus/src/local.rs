@@ -6,12 +6,19 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use janus_coordinator::jobs::{Jobs, Setup};
+use janus_coordinator::ledger::write_logs;
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode};
+use janus_coordinator::{Alone, Coordinator, Driver, DriverHandle, Ledger, Model, Parts, Places, StageNode, Tenants};
 use janus_model::llama::Workspace;
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
+use janus_wire::tls::Door;
+use janus_wire::v1::MemberStatus;
+use janus_wire::v1::blobs_server::BlobsServer;
+use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_server::InferenceServer;
+use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
@@ -25,8 +32,13 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
+use crate::certs;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::{self, Kept};
+use crate::worker::read_bandwidth;
 
+/// What the cluster inside one process is called.
+const CLUSTER: &str = "local";
 /// Units open at once in one pipeline.
 pub(crate) const SLOTS: usize = 512;
 /// Units that may wait.
@@ -35,6 +47,8 @@ pub(crate) const QUEUE: usize = 1024;
 pub(crate) const ROWS: usize = 16;
 /// Encoder features kept at the first stage.
 pub(crate) const FEATURE_BYTES: usize = 256 << 20;
+/// How often token logs of jobs are written down, where there is a place.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How long a pipeline in this process may take from its weights to its first id.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// How long a lost encoder or decoder of this process is tried again.
@@ -54,6 +68,12 @@ pub(crate) struct Options {
     pub(crate) kv: KvDtype,
     /// What is loaded now; the rest waits until it is first needed.
     pub(crate) needs: Needs,
+    /// Of the public port; if it is encrypted, so is what the parts say to each other.
+    pub(crate) security: Security,
+    /// Somebody looks at its metrics.
+    pub(crate) counts: bool,
+    /// How jobs are kept; `None` if there are to be none.
+    pub(crate) jobs: Option<kept::Alone>,
 }
 
 /// The parts beside the language model that are surely used, so that a damaged one is known before any work.
@@ -82,10 +102,12 @@ pub(crate) struct Local {
     closing: CancellationToken,
     serving: JoinHandle<()>,
     shutdown: CancellationToken,
+    /// What is removed at the end.
+    _forgotten: Option<tempfile::TempDir>,
 }
 
 /// Layers of stage `i` of `n`: contiguous, sizes differing by one at most.
-fn share(layers: usize, i: usize, n: usize) -> Range<usize> {
+pub(crate) fn share(layers: usize, i: usize, n: usize) -> Range<usize> {
     i * layers / n..(i + 1) * layers / n
 }
 
@@ -103,32 +125,48 @@ impl Local {
         // Ports first: a taken one is known before minutes of loading.
         let public = Listener::bind(&options.listen).await.map_err(Failure::mistake)?;
         let address = public.address();
+        let kept = match &options.jobs {
+            Some(alone) => Some(alone.open(CLUSTER).await?),
+            None => None,
+        };
 
         let weights = options.weights.unwrap_or_else(|| checkpoint.native_format());
         let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(janus_model::default_threads)));
         let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec)?;
         let (digest, _) = checkpoint.digests(pool.threads())?;
         let identity = Identity {
-            cluster: "local".to_owned(),
+            cluster: CLUSTER.to_owned(),
             numerics: janus_worker::cpu_numerics(weights, options.kv),
             model: digest.0,
             node: format!("local-{}", std::process::id()),
         };
-        let security = Security::Plain;
+        let security = match options.security.encrypts() {
+            true => certs::within(CLUSTER)?,
+            false => Security::Plain,
+        };
         let shutdown = CancellationToken::new();
         let checkpoint = Arc::new(checkpoint);
 
         let (mut stages, mut encoders, mut decoders) = (Vec::new(), Vec::new(), Vec::new());
         let workspace = Arc::new(Workspace::default());
+        let bandwidth = options.counts.then(|| read_bandwidth(&pool)).flatten();
         for i in 0..options.stages {
             let range = share(layers, i, options.stages);
+            let node = format!("stage-{i}");
             let compute = ModelCompute::load(&checkpoint, pool.clone(), range.clone(), weights, options.kv, SLOTS)?
                 .sharing(workspace.clone());
-            let service =
-                StageService::start(identity.clone(), security.clone(), compute, SLOTS, FEATURE_BYTES, shutdown.clone())
-                    .map_err(broken)?;
+            let service = StageService::start(
+                Identity { node: node.clone(), ..identity.clone() },
+                security.clone(),
+                compute,
+                SLOTS,
+                FEATURE_BYTES,
+                shutdown.clone(),
+            )
+            .map_err(broken)?;
+            bandwidth.into_iter().for_each(|bytes| service.bandwidth(bytes));
             let address = spawn(&security, |server| server.add_service(service.server()), &shutdown).await?;
-            stages.push(StageNode { node: format!("stage-{i}"), address: address.to_string(), layers: range });
+            stages.push(StageNode { node, address: address.to_string(), layers: range });
         }
         let needs = options.needs;
         let encoder = EncoderService::start(
@@ -145,6 +183,7 @@ impl Local {
         let decoder = decoder.map_err(Failure::mistake)?;
         decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
 
+        let stages_here = stages.clone();
         let special = tokenizer.special();
         let per_position = checkpoint.spec.kv_bytes_per_position(options.kv.size()).max(1);
         let driver = Driver {
@@ -165,7 +204,10 @@ impl Local {
         };
         let driver = driver.start(shutdown.clone()).map_err(broken)?;
         let draining = CancellationToken::new();
+        let parts_here = members(&stages_here, &encoders, &decoders, &identity);
+        let alone = Alone::new(identity.node.clone(), address.to_string(), vec![driver.clone()], parts_here);
         let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
+        let model_digest = identity.model;
         let parts = Parts {
             identity,
             security: security.clone(),
@@ -174,21 +216,33 @@ impl Local {
             decoders: watch::channel(decoders).1,
             patience: PATIENCE,
             ledger: None,
+            tenants: Tenants::open(),
             draining: draining.clone(),
             over: shutdown.clone(),
         };
         let coordinator = Coordinator::new(model, parts);
+        let seen = driver.clone();
+        janus_coordinator::observe_drivers(move || vec![seen.clone()]);
+        let (jobs, forgotten) = match kept {
+            Some(kept) => keep_jobs(kept, &coordinator, &driver, model_digest, &shutdown).await?,
+            None => (None, None),
+        };
 
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
-        let reflection = reflection(&[InferenceServer::<Coordinator>::NAME])?;
-        let router = janus_wire::server(&security).map_err(broken)?;
-        let mut router = router;
-        let router = router.add_service(coordinator.clone().server()).add_service(health_service).add_service(reflection);
+        let mut services = vec![InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME];
+        services.extend(jobs.iter().flat_map(|_| [JobsServer::<Jobs>::NAME, BlobsServer::<Jobs>::NAME]));
+        let reflection = reflection(&services)?;
+        let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?;
+        let router = router.add_service(coordinator.clone().server()).add_service(alone.server());
+        let router = router.add_optional_service(jobs.clone().map(Jobs::blobs));
+        let router = router.add_optional_service(jobs.map(Jobs::server));
+        let router = router.add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();
         let until = closing.clone();
+        let incoming = public.behind(&options.security, Door::Public);
         let serving = tokio::spawn(async move {
-            if let Err(error) = router.serve_with_incoming_shutdown(public.incoming(), until.cancelled_owned()).await {
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await {
                 tracing::error!(%error, "the public server ended");
             }
         });
@@ -206,7 +260,8 @@ impl Local {
             }
         });
 
-        let local = Local { address, driver, coordinator, draining, closing, serving, shutdown };
+        let _forgotten = forgotten;
+        let local = Local { address, driver, coordinator, draining, closing, serving, shutdown, _forgotten };
         local.ready().await?;
         // Whoever is told that we are ready must find us healthy.
         report(&health, true).await;
@@ -240,6 +295,68 @@ impl Local {
         let _ = tokio::time::timeout(FLUSH, &mut self.serving).await;
         self.shutdown.cancel();
     }
+}
+
+/// The parts of this process, for people: they share its memory and cores, so it is not said whose is what.
+fn members(stages: &[StageNode], encoders: &[String], decoders: &[String], identity: &Identity) -> Vec<MemberStatus> {
+    let member = |id: String, role: &str, address: &str, layers: Range<usize>| MemberStatus {
+        id,
+        pid: std::process::id(),
+        roles: vec![role.to_owned()],
+        address: address.to_owned(),
+        state: "serving".to_owned(),
+        first_layer: layers.start as u32,
+        end_layer: layers.end as u32,
+        device: "cpu".to_owned(),
+        numerics: identity.numerics.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..MemberStatus::default()
+    };
+    let stages = stages.iter().map(|s| member(s.node.clone(), "stage", &s.address, s.layers.clone()));
+    let encoders = encoders.iter().enumerate().map(|(i, at)| member(format!("encoder-{i}"), "encoder", at, 0..0));
+    let decoders = decoders.iter().enumerate().map(|(i, at)| member(format!("decoder-{i}"), "decoder", at, 0..0));
+    stages.chain(encoders).chain(decoders).collect()
+}
+
+/// Starts the jobs of a cluster in one process. What is to outlive it is written down now and then.
+async fn keep_jobs(
+    kept: Kept,
+    coordinator: &Coordinator,
+    driver: &DriverHandle,
+    model: [u8; 32],
+    over: &CancellationToken,
+) -> Outcome<(Option<Jobs>, Option<tempfile::TempDir>)> {
+    let Kept { store, keys, epoch, objects, options, forgotten } = kept;
+    let (_, logs) = Ledger::read(store.as_ref(), &keys).await.map_err(Failure::mistake)?;
+    let setup = Setup {
+        store: store.clone(),
+        keys: keys.clone(),
+        cluster: CLUSTER.to_owned(),
+        epoch,
+        objects,
+        options,
+        engine: coordinator.units(logs),
+        model,
+    };
+    let jobs = Jobs::start(setup, over.clone()).await;
+    let (driver, until) = (driver.clone(), over.clone());
+    let lasting = forgotten.is_none();
+    let write = async move {
+        loop {
+            tokio::time::sleep(LOG_EVERY).await;
+            if lasting {
+                let written = write_logs(store.as_ref(), &keys, CLUSTER, epoch, 1, driver.logs().await).await;
+                if let Err(error) = written {
+                    tracing::warn!(%error, "token logs are not written down");
+                }
+            }
+            if let Ok(listing) = store.list(&keys.epoch()).await {
+                let _ = store.compact(listing.revision).await;
+            }
+        }
+    };
+    tokio::spawn(async move { until.run_until_cancelled(write).await });
+    Ok((jobs, forgotten))
 }
 
 /// Reflection of these services and of health; the descriptors hold the nodes' services too, which are not served here.
@@ -279,7 +396,8 @@ async fn spawn(
     let mut server = janus_wire::server(security).map_err(broken)?;
     let router = add(&mut server);
     let until = shutdown.clone();
-    tokio::spawn(async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await });
+    let incoming = listener.behind(security, Door::Nodes);
+    tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await });
     Ok(address)
 }
 
