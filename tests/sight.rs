@@ -12,6 +12,8 @@ mod up;
 
 #[path = "sight/collector.rs"]
 mod collector;
+#[path = "sight/cost.rs"]
+mod cost;
 #[path = "sight/logs.rs"]
 mod logs;
 #[path = "sight/metrics.rs"]

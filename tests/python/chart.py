@@ -165,6 +165,8 @@ class EveryValuesFile(unittest.TestCase):
                 probes = [container[f"{which}Probe"] for which in ("startup", "liveness", "readiness")]
                 if role(owner) == "gateway":
                     self.assertEqual([p["httpGet"]["path"] for p in probes], ["/healthz", "/healthz", "/readyz"])
+                    encrypted = "tls-ca" in flags(container)
+                    self.assertEqual({p["httpGet"]["scheme"] for p in probes}, {"HTTPS" if encrypted else "HTTP"})
                     continue
                 self.assertEqual([p["grpc"]["service"] for p in probes], ["started", "live", "ready"])
                 port = flags(container)["health"].rsplit(":", 1)[1]
@@ -254,8 +256,7 @@ class EveryValuesFile(unittest.TestCase):
                 else:
                     files = {key: said[f"tls-{key}"] for key in ("ca", "cert", "key")}
                     self.assertEqual(files, {"ca": "/etc/janus/tls/ca.crt", "cert": "/etc/janus/tls/tls.crt", "key": "/etc/janus/tls/tls.key"})
-                    # The HTTP port is for an Ingress, which has the public certificate.
-                    self.assertEqual("--insecure" in container["args"], role(owner) == "gateway", where)
+                    self.assertNotIn("--insecure", container["args"], where)
                 bearer = "client" if role(owner) == "test" else role(owner)
                 self.assertTrue(secrets["tls"].endswith(f"-{bearer}"), where)
                 if "etcd" in said and role(owner) in ROLES:
@@ -363,8 +364,9 @@ class Mistakes(unittest.TestCase):
 
         def visit(node, path):
             nonlocal places
-            if node.get("type") == "object" and node.get("additionalProperties") is False:
+            if node.get("type") == "object" and "properties" in node:
                 places += 1
+                self.assertIs(node.get("additionalProperties"), False, path)
                 change = {"zzz": 1}
                 for key in reversed(path):
                     change = {key: change}

@@ -53,7 +53,7 @@ class Engine:
         self.daemon = subprocess.Popen(["dockerd", "-H", f"unix://{folder}/docker.sock", *flags], env=self.environment,
                                        stdout=self.log, stderr=self.log)
         until("the engine answers", self.answers)
-        self.docker("network", "create", "--internal", "pods")
+        self.docker("network", "create", "--internal", "--subnet", "10.77.0.0/16", "pods")
 
     def answers(self):
         if self.daemon.poll() is not None:

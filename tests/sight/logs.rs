@@ -9,7 +9,11 @@ use crate::up::Part;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lines_are_json_and_those_about_a_request_name_it() {
     let dir = tempfile::tempdir().unwrap();
-    let served = Part::start(dir.path(), "serve", &["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
+    let served = Part::start(
+        dir.path(),
+        "serve",
+        &["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log-format", "json"],
+    );
     let address = served.line().strip_prefix("ready ").unwrap().to_owned();
     let mut client = connect(&address).await;
     let mut good = paint("a red circle");

@@ -142,7 +142,7 @@ async fn prometheus_scrapes_every_part_and_its_numbers_add_up() {
     let canary = prometheus.ask("sum(janus_pipeline_rows_total) - sum(janus_tenant_rows_total{tenant=\"local\"})").await;
     assert_eq!(canary, Some(2.0), "rows of nobody");
     // Both stages hold all layers between them, and let go of what they held for the picture.
-    prometheus.until("sum(janus_stage_end_layer - janus_stage_first_layer)", 4.0).await;
+    prometheus.until("sum(janus_stage_end_layer - janus_stage_first_layer)", 6.0).await;
     prometheus.until("sum(janus_stage_slots_open)", 0.0).await;
     let count = |name: &str| format!("sum({name}_count{{gen_ai_operation_name=\"generate_content\"}})");
     for name in ["request_duration", "time_to_first_token", "time_per_output_token"] {

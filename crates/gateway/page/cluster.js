@@ -75,6 +75,8 @@ export function cluster(section) {
       const was = before.pipelines.find((other) => other.id === pipeline.id);
       if (!was) continue;
       const because = pipeline.reason ? `: ${pipeline.reason}` : "";
+      // A loss may be over before anybody looked; its count stays.
+      if (was.failures < pipeline.failures) happened(`pipeline ${pipeline.id} was lost${because}`);
       if (was.state !== pipeline.state) happened(`pipeline ${pipeline.id} is ${pipeline.state}${because}`);
       if (was.epoch !== pipeline.epoch) happened(`pipeline ${pipeline.id} has epoch ${short(pipeline.epoch)}`);
       if (was.recovery_seconds !== pipeline.recovery_seconds) {

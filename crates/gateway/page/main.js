@@ -7,7 +7,7 @@ import { jobs } from "./jobs.js";
 import { completing, painting } from "./paint.js";
 
 /** Milliseconds between two looks. */
-const LOOK = 500;
+const LOOK = 300;
 
 const section = (id) => document.getElementById(id);
 const tabs = [...document.querySelectorAll("[role=tab]")];

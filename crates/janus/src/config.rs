@@ -10,7 +10,7 @@ use janus_model::Checkpoint;
 use crate::args::{Check, Cli, Config, Node, Verb};
 use crate::failure::{Failure, Outcome};
 use crate::serve::check_listen;
-use crate::{checkpoint, coordinator, output, pull, worker};
+use crate::{checkpoint, coordinator, gateway, output, pull, worker};
 
 pub(crate) fn run(args: Config) -> Outcome {
     let Config::Check(Check { command }) = args;
@@ -32,6 +32,13 @@ pub(crate) fn run(args: Config) -> Outcome {
             check_listen(&args.listen, args.insecure, &args.tls.security()?)?;
             model(&args.here.model)?;
             "serve"
+        }
+        Verb::Gateway(args) => {
+            let security = args.tls.security()?;
+            check_listen(&args.listen, args.insecure, &security)?;
+            addresses("--endpoint", &args.endpoint)?;
+            gateway::open(args.endpoint, args.door, security)?;
+            "gateway"
         }
         Verb::Pull(args) => {
             pull::check(&args)?;
@@ -55,7 +62,7 @@ pub(crate) fn run(args: Config) -> Outcome {
         }
         _ => {
             return Err(Failure::mistake(
-                "config check knows coordinator, worker, serve, inspect, generate, pull and certs",
+                "config check knows coordinator, worker, gateway, serve, inspect, generate, pull and certs",
             ));
         }
     };
@@ -77,7 +84,7 @@ fn node(node: &Node) -> Outcome {
             }));
         }
     }
-    for tls in &tls {
+    if let Some(tls) = &tls {
         let (certificate, key) = tls.identity.as_ref().map_or((None, None), |(c, k)| (Some(c), Some(k)));
         [Some(&tls.ca), certificate, key].into_iter().flatten().try_for_each(|file| pem(file))?;
     }

@@ -1,5 +1,6 @@
 //! `janus coordinator`: leads a cluster, or stands by until the leader is gone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use janus_cluster::plan::ModelSizes;
@@ -16,17 +17,21 @@ use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
-use janus_wire::{Identity, Listener, Security};
+use janus_wire::v1::tenants_server::TenantsServer;
+use janus_wire::{Identity, Listener, Pace, Security};
+use janus_worker::weights::WeightsService;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
+use tonic::service::interceptor::InterceptedService;
 
 use crate::args::Coordinator as Args;
+use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
-use crate::jobs::kept::prove;
+use crate::jobs::kept::{self, prove};
 use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
 use crate::probes::Probes;
-use crate::serve::{Signals, check_listen};
+use crate::serve::{Signals, check_credentials, check_listen};
 use crate::telemetry::Telemetry;
 use crate::{checkpoint, output, session};
 
@@ -50,15 +55,17 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
     let security = security(&args)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.node.insecure, operator.as_deref())?;
     let jobs = args.keep.open()?;
-    let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
+    let checkpoint = Arc::new(Checkpoint::open(checkpoint::files(&args.node.model)?)?);
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let probes = Probes::serve(args.node.health.as_deref()).await?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
-        let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
+        let (digest, tensors) = checkpoint.digests(janus_model::default_threads())?;
         let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
         tokenizer()?;
         probes.started().await;
@@ -77,6 +84,8 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         if let Some((objects, _)) = &jobs {
             prove(objects, store.as_ref(), &keys).await?;
         }
+        let tenants = Tenants::start(store.clone(), keys.clone(), operator.as_deref(), CancellationToken::new());
+        let jobs = jobs.map(|(objects, options)| (objects, kept::for_tenants(options, tenants.clone())));
         let members = watch_members(store.clone(), &args.node.store.cluster).map_err(Failure::mistake)?;
         let spec = checkpoint.spec.clone();
         let kv_positions = args.kv_positions.max(spec.llm.max_positions.min(4096));
@@ -100,7 +109,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
             limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS },
             patience: PATIENCE,
             log_every: Duration::from_secs(args.log_every),
-            tenants: Tenants::open(),
+            tenants: tenants.clone(),
             draining: draining.clone(),
             jobs,
             spec,
@@ -113,18 +122,22 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         front.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
-        let mut server = janus_wire::server(&security).map_err(broken)?;
+        let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
+        let mut server = janus_wire::server(&security).map_err(broken)?.layer(Pace);
         let router = server
-            .add_service(front.clone().inference())
-            .add_service(front.clone().jobs())
-            .add_service(front.clone().blobs())
-            .add_service(front.cluster())
+            .add_service(InterceptedService::new(front.clone().inference(), tenants.clone()))
+            .add_service(InterceptedService::new(front.clone().jobs(), tenants.clone()))
+            .add_service(InterceptedService::new(front.clone().blobs(), tenants.clone()))
+            .add_service(InterceptedService::new(front.cluster(), tenants.clone()))
+            .add_service(InterceptedService::new(tenants.clone().server(), tenants))
+            .add_service(given.map_err(broken)?.server())
             .add_service(health_service)
             .add_service(reflection(&[
                 InferenceServer::<Front>::NAME,
                 JobsServer::<Front>::NAME,
                 BlobsServer::<Front>::NAME,
                 ClusterServer::<Front>::NAME,
+                TenantsServer::<Tenants>::NAME,
             ])?);
         let closing = CancellationToken::new();
         let until = closing.clone();
@@ -256,7 +269,7 @@ async fn another_model(leader: &Candidate, realm: &Realm) -> Failure {
         let ask = async {
             let security = realm.security.to(Role::Coordinator);
             let channel = janus_wire::connect(&leader.address, &security).await.ok()?;
-            let answer = InferenceClient::new(channel).describe(DescribeModelRequest::default()).await.ok()?;
+            let answer = InferenceClient::new(channel).describe(signed(DescribeModelRequest::default())).await.ok()?;
             Some(answer.into_inner())
         };
         if let Ok(Some(served)) = tokio::time::timeout(DESCRIBE, ask).await {

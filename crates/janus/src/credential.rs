@@ -19,9 +19,13 @@ pub(crate) fn load(file: Option<&Path>) -> Outcome {
         None => std::env::var("JANUS_API_KEY").ok().filter(|key| !key.trim().is_empty()),
     };
     let Some(key) = key else { return Ok(()) };
-    let value = format!("Bearer {}", key.trim()).parse();
-    let mut value: MetadataValue<Ascii> =
-        value.map_err(|_| Failure::mistake("the API key has characters that no key has (--api-key-file, JANUS_API_KEY)"))?;
+    show(key.trim())
+}
+
+/// Shows this key, unless the user said another one.
+pub(crate) fn show(key: &str) -> Outcome {
+    let value = format!("Bearer {key}").parse();
+    let mut value: MetadataValue<Ascii> = value.map_err(|_| Failure::mistake("a key has characters that no key has"))?;
     value.set_sensitive(true);
     let _ = KEY.set(value);
     Ok(())

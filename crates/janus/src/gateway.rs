@@ -24,7 +24,7 @@ const FLUSH: Duration = Duration::from_secs(5);
 pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
     let security = args.tls.security()?;
     check_listen(&args.listen, args.insecure, &security)?;
-    let gateway = open(args.endpoint, args.door, security.clone(), telemetry)?;
+    let gateway = counted(open(args.endpoint, args.door, security.clone())?, telemetry);
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
@@ -41,18 +41,22 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
 }
 
 /// A gateway with what the command line says.
-pub(crate) fn open(endpoints: String, door: Door, security: Security, telemetry: &Telemetry) -> Outcome<Gateway> {
+pub(crate) fn open(endpoints: String, door: Door, security: Security) -> Outcome<Gateway> {
     let Door { image_hosts, public_url } = door;
     let options = Options { endpoints, security, image_hosts, public_url, private_images: false };
-    let gateway = Gateway::new(options).map_err(|error| match error {
+    Gateway::new(options).map_err(|error| match error {
         janus_gateway::Error::Wire(error) => Failure::mistake(format!("--endpoint: {error}")),
         error @ janus_gateway::Error::ImageHost { .. } => Failure::mistake(format!("--image-host: {error}")),
         error @ janus_gateway::Error::PublicUrl { .. } => Failure::mistake(format!("--public-url: {error}")),
-    })?;
-    Ok(match telemetry.scrape() {
+    })
+}
+
+/// The same gateway, with what is counted in this process.
+pub(crate) fn counted(gateway: Gateway, telemetry: &Telemetry) -> Gateway {
+    match telemetry.scrape() {
         Some(scrape) => gateway.metrics(scrape),
         None => gateway,
-    })
+    }
 }
 
 /// The port that the command line names.

@@ -19,7 +19,8 @@ use janus_wire::v1::blobs_server::BlobsServer;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
-use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
+use janus_wire::v1::tenants_server::TenantsServer;
+use janus_wire::{DESCRIPTORS, Identity, Listener, Pace, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
 use janus_worker::stage::{ModelCompute, StageService};
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -72,8 +74,10 @@ pub(crate) struct Options {
     pub(crate) security: Security,
     /// Somebody looks at its metrics.
     pub(crate) counts: bool,
+    /// The operator's key: with one, everybody needs a key.
+    pub(crate) operator: Option<String>,
     /// How jobs are kept; `None` if there are to be none.
-    pub(crate) jobs: Option<kept::Alone>,
+    pub(crate) jobs: Option<kept::Here>,
 }
 
 /// The parts beside the language model that are surely used, so that a damaged one is known before any work.
@@ -169,8 +173,9 @@ impl Local {
             stages.push(StageNode { node, address: address.to_string(), layers: range });
         }
         let needs = options.needs;
+        let named = |node: &str| Identity { node: node.to_owned(), ..identity.clone() };
         let encoder = EncoderService::start(
-            identity.clone(),
+            named("encoder-0"),
             security.clone(),
             checkpoint.clone(),
             pool.clone(),
@@ -179,7 +184,7 @@ impl Local {
         );
         let encoder = encoder.map_err(Failure::mistake)?;
         encoders.push(spawn(&security, |server| server.add_service(encoder.server()), &shutdown).await?.to_string());
-        let decoder = DecoderService::start(identity.clone(), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
+        let decoder = DecoderService::start(named("decoder-0"), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
         let decoder = decoder.map_err(Failure::mistake)?;
         decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
 
@@ -208,6 +213,13 @@ impl Local {
         let alone = Alone::new(identity.node.clone(), address.to_string(), vec![driver.clone()], parts_here);
         let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
         let model_digest = identity.model;
+        let tenants = match &kept {
+            Some(kept) => {
+                let operator = options.operator.as_deref();
+                Tenants::start(kept.store.clone(), kept.keys.clone(), operator, shutdown.clone())
+            }
+            None => Tenants::open(),
+        };
         let parts = Parts {
             identity,
             security: security.clone(),
@@ -216,7 +228,7 @@ impl Local {
             decoders: watch::channel(decoders).1,
             patience: PATIENCE,
             ledger: None,
-            tenants: Tenants::open(),
+            tenants: tenants.clone(),
             draining: draining.clone(),
             over: shutdown.clone(),
         };
@@ -224,19 +236,23 @@ impl Local {
         let seen = driver.clone();
         janus_coordinator::observe_drivers(move || vec![seen.clone()]);
         let (jobs, forgotten) = match kept {
-            Some(kept) => keep_jobs(kept, &coordinator, &driver, model_digest, &shutdown).await?,
+            Some(kept) => keep_jobs(kept, &coordinator, &driver, &tenants, model_digest, &shutdown).await?,
             None => (None, None),
         };
 
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let mut services = vec![InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME];
+        services.push(TenantsServer::<Tenants>::NAME);
         services.extend(jobs.iter().flat_map(|_| [JobsServer::<Jobs>::NAME, BlobsServer::<Jobs>::NAME]));
         let reflection = reflection(&services)?;
-        let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?;
-        let router = router.add_service(coordinator.clone().server()).add_service(alone.server());
-        let router = router.add_optional_service(jobs.clone().map(Jobs::blobs));
-        let router = router.add_optional_service(jobs.map(Jobs::server));
+        let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?.layer(Pace);
+        let router = router
+            .add_service(InterceptedService::new(coordinator.clone().server(), tenants.clone()))
+            .add_service(InterceptedService::new(alone.server(), tenants.clone()))
+            .add_service(InterceptedService::new(tenants.clone().server(), tenants.clone()))
+            .add_optional_service(jobs.clone().map(|jobs| InterceptedService::new(jobs.blobs(), tenants.clone())))
+            .add_optional_service(jobs.map(|jobs| InterceptedService::new(jobs.server(), tenants)));
         let router = router.add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();
         let until = closing.clone();
@@ -323,10 +339,17 @@ async fn keep_jobs(
     kept: Kept,
     coordinator: &Coordinator,
     driver: &DriverHandle,
+    tenants: &Tenants,
     model: [u8; 32],
     over: &CancellationToken,
 ) -> Outcome<(Option<Jobs>, Option<tempfile::TempDir>)> {
     let Kept { store, keys, epoch, objects, options, forgotten } = kept;
+    let options = kept::for_tenants(options, tenants.clone());
+    tenants.read_usage().await.map_err(Failure::mistake)?;
+    let (counted, drivers, fence) = (tenants.clone(), vec![driver.clone()], Some((CLUSTER.to_owned(), epoch)));
+    let counting = async move { counted.measure(drivers, fence, LOG_EVERY).await };
+    let ended = over.clone();
+    tokio::spawn(async move { ended.run_until_cancelled(counting).await });
     let (_, logs) = Ledger::read(store.as_ref(), &keys).await.map_err(Failure::mistake)?;
     let setup = Setup {
         store: store.clone(),

@@ -27,11 +27,13 @@ mod session;
 mod status;
 mod store;
 mod telemetry;
+mod tenants;
 mod terminal;
 mod tls;
 mod tokens;
 mod top;
 mod up;
+mod weights;
 mod worker;
 
 use std::panic::PanicHookInfo;
@@ -48,8 +50,6 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Clients of clouds take the process's choice; there is none but this.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     // Readers of hostile files catch panics and say what is wrong with the file; only what they don't catch is ours.
     std::panic::set_hook(Box::new(remember));
     let result = std::panic::catch_unwind(|| run(cli)).unwrap_or_else(|_| {
@@ -91,6 +91,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Gateway(args) => gateway::run(args, &telemetry),
         Verb::Coordinator(args) => coordinator::run(args, &telemetry),
         Verb::Jobs(args) => jobs::run(args),
+        Verb::Tenants(args) => tenants::run(args),
         Verb::Worker(args) => worker::run(args, &telemetry),
         Verb::Config(args) => config::run(args),
         Verb::Up(args) => up::run(args),

@@ -16,7 +16,7 @@ use crate::args::{Tether, Up};
 use crate::certs::Papers;
 use crate::failure::{Failure, Outcome};
 use crate::jobs::kept::folder_url;
-use crate::serve::{Signals, check_listen};
+use crate::serve::{Signals, check_credentials, check_listen};
 use crate::worker::available_memory;
 use crate::{checkpoint, gateway, output, status};
 
@@ -42,6 +42,8 @@ pub(crate) fn run(args: Up) -> Outcome {
     if !args.tls {
         check_listen(&args.listen, args.insecure, &Security::Plain)?;
     }
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.insecure, operator.as_deref())?;
     if let Some(http) = &args.http {
         gateway::check(http, args.insecure || args.tls, &Security::Plain)?;
     }
@@ -328,6 +330,10 @@ fn coordinator(
     }
     if args.insecure {
         command.push("--insecure".into());
+    }
+    // The variable is inherited.
+    if let Some(file) = &args.credentials.operator_key_file {
+        command.extend(["--operator-key-file".into(), file.into()]);
     }
     command.extend(tls_flags(papers, &name, Role::Coordinator.into(), true)?);
     Ok(Part { name, command })

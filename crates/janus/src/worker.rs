@@ -15,6 +15,7 @@ use janus_wire::{Guarded, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
 use janus_worker::stage::{Fence, ModelLoader, StageService};
+use janus_worker::weights::WeightsService;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -23,8 +24,8 @@ use crate::failure::{Failure, Outcome};
 use crate::local::{FEATURE_BYTES, SLOTS, broken};
 use crate::probes::Probes;
 use crate::serve::{Signal, Signals, check_listen};
+use crate::session;
 use crate::telemetry::Telemetry;
-use crate::{checkpoint, session};
 
 /// A process that has a name answers within this, if it lives.
 const PROBE: Duration = Duration::from_secs(1);
@@ -50,12 +51,12 @@ pub(crate) fn run(args: Worker, telemetry: &Telemetry) -> Outcome {
     }
     janus_model::check_cpu()?;
     let store = args.node.store.config()?;
-    let checkpoint = Arc::new(Checkpoint::open(checkpoint::files(&args.node.model)?)?);
-    session::runtime()?.block_on(async {
+    let runtime = session::runtime()?;
+    let ended = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let worker = tokio::select! {
-            worker = Running::start(args, security, store, checkpoint) => worker?,
-            () = signals.interrupted() => return Ok(()),
+            worker = Running::start(args, security, store) => worker?,
+            () = signals.any() => return Ok(()),
         };
         telemetry.announce();
         // An interrupt ends it at once, a termination when its work has gone elsewhere.
@@ -68,7 +69,10 @@ pub(crate) fn run(args: Worker, telemetry: &Telemetry) -> Outcome {
         }
         worker.leave().await;
         Ok(())
-    })
+    });
+    // Layers that are still being fetched are not waited for; what has come is on the disk.
+    runtime.shutdown_background();
+    ended
 }
 
 struct Running {
@@ -79,7 +83,8 @@ struct Running {
 }
 
 impl Running {
-    async fn start(args: Worker, security: Security, store: StoreConfig, checkpoint: Arc<Checkpoint>) -> Outcome<Self> {
+    async fn start(args: Worker, security: Security, store: StoreConfig) -> Outcome<Self> {
+        let checkpoint = Arc::new(crate::weights::open(&args, &store, &security).await?);
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let probes = Probes::serve(args.node.health.as_deref()).await?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
@@ -87,7 +92,7 @@ impl Running {
         let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
         let kv = KvDtype::from(args.node.kv);
         let pool = Arc::new(Pool::new(args.threads.unwrap_or_else(janus_model::default_threads)));
-        let (digest, _) = checkpoint.digests(pool.threads())?;
+        let (digest, tensors) = checkpoint.digests(pool.threads())?;
         let identity = Identity {
             cluster: args.node.store.cluster.clone(),
             numerics: janus_worker::cpu_numerics(weights, kv),
@@ -106,11 +111,14 @@ impl Running {
             drain: drain.clone(),
             fence: Arc::default(),
         };
-        let mut router = router.add_service(Guarded(NodeServer::new(node)));
+        let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
+        let mut router = router.add_service(Guarded(NodeServer::new(node))).add_service(given.map_err(broken)?.server());
 
         let (mut ms_per_layer, mut ms_per_head, mut held) = (0.0, 0.0, None);
         if has(Roles::Stage) {
-            (ms_per_layer, ms_per_head) = calibrate(&checkpoint, &pool, weights, kv)?;
+            // Any numbers of the model's sizes take as long; its own may not be here.
+            let sample = args.cache.is_some().then(|| Checkpoint::random(checkpoint.spec.clone(), 0));
+            (ms_per_layer, ms_per_head) = calibrate(sample.as_ref().unwrap_or(&checkpoint), &pool, weights, kv)?;
             let delay = Duration::from_millis(args.test_step_delay_ms);
             ms_per_layer += args.test_step_delay_ms as f64 / checkpoint.spec.llm.layers as f64;
             let loader = Arc::new(ModelLoader::new(checkpoint.clone(), pool.clone(), weights, kv, SLOTS));
@@ -132,13 +140,15 @@ impl Running {
         }
         if has(Roles::Encoder) {
             let eager = (true, true);
+            let (identity, security) = (identity.clone(), security.clone());
             let (checkpoint, pool) = (checkpoint.clone(), pool.clone());
-            let encoder = EncoderService::start(identity.clone(), security.clone(), checkpoint, pool, weights, eager);
-            router = router.add_service(encoder.map_err(Failure::mistake)?.server());
+            let load = move || EncoderService::start(identity, security, checkpoint, pool, weights, eager);
+            router = router.add_service(loaded(load).await?.server());
         }
         if has(Roles::Decoder) {
-            let decoder = DecoderService::start(identity.clone(), checkpoint.clone(), pool.clone(), weights, true);
-            router = router.add_service(decoder.map_err(Failure::mistake)?.server());
+            let (identity, checkpoint, pool) = (identity.clone(), checkpoint.clone(), pool.clone());
+            let load = move || DecoderService::start(identity, checkpoint, pool, weights, true);
+            router = router.add_service(loaded(load).await?.server());
         }
         let until = shutdown.clone();
         let incoming = listener.behind(&security, Door::Nodes);
@@ -210,6 +220,12 @@ impl Running {
         }
         self.shutdown.cancel();
     }
+}
+
+/// Weights may come over the network, so they are waited for where signals are still heard.
+async fn loaded<T: Send + 'static>(load: impl FnOnce() -> Result<T, janus_worker::Error> + Send + 'static) -> Outcome<T> {
+    let loaded = tokio::task::spawn_blocking(load).await;
+    loaded.map_err(|_| broken("loading the weights panicked"))?.map_err(Failure::mistake)
 }
 
 /// Says on stderr what a person should know about the registration.

@@ -18,7 +18,7 @@ use crate::tls::{Role, Roles};
 const COORDINATOR: Roles = Roles::of(&[Role::Coordinator]);
 
 /// Every method of a node, and the roles that may call it. What does not stand here is refused.
-const GRANTS: [(&str, Roles); 13] = [
+const GRANTS: [(&str, Roles); 15] = [
     // Frames come from the stage before; the first one's from the coordinator.
     ("/janus.v1.Stage/Link", Roles::of(&[Role::Coordinator, Role::Stage])),
     ("/janus.v1.Stage/Results", COORDINATOR),
@@ -34,6 +34,8 @@ const GRANTS: [(&str, Roles); 13] = [
     ("/janus.v1.Encoder/Tokenize", COORDINATOR),
     ("/janus.v1.Decoder/Palette", COORDINATOR),
     ("/janus.v1.Decoder/Decode", COORDINATOR),
+    ("/janus.v1.Weights/Manifest", Roles::NODES),
+    ("/janus.v1.Weights/Read", Roles::NODES),
 ];
 
 /// A service whose methods are called by those alone who may.

@@ -220,17 +220,18 @@ spec:
         timeoutSeconds: 2
         failureThreshold: 2
       {{- else }}
+      {{- $scheme := ternary "HTTPS" "HTTP" (eq (include "janus.tls" $root) "true") }}
       startupProbe:
-        httpGet: {path: /healthz, port: http}
+        httpGet: {path: /healthz, port: http, scheme: {{ $scheme }}}
         periodSeconds: 2
         failureThreshold: 30
       livenessProbe:
-        httpGet: {path: /healthz, port: http}
+        httpGet: {path: /healthz, port: http, scheme: {{ $scheme }}}
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: 3
       readinessProbe:
-        httpGet: {path: /readyz, port: http}
+        httpGet: {path: /readyz, port: http, scheme: {{ $scheme }}}
         periodSeconds: 2
         timeoutSeconds: 2
         failureThreshold: 2

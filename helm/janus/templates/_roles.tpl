@@ -19,9 +19,5 @@
 - gateway
 - --endpoint={{ include "janus.coordinators" . }}
 - --listen=0.0.0.0:{{ include "janus.port.http" . }}
-{{- if include "janus.tls" . }}
-# HTTP is plain behind your Ingress, which has the public certificate; towards coordinators it is mutual TLS.
-- --insecure
-{{- end }}
 {{ include "janus.commonArgs" . }}
 {{- end }}

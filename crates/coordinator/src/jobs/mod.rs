@@ -253,18 +253,21 @@ async fn waiting(shared: &Shared, running: &HashSet<(Arc<str>, String)>) -> Vec<
     let all: Vec<_> = shared.all().iter().map(|(name, job)| (name.clone(), job.clone())).collect();
     let mut each: BTreeMap<Arc<str>, usize> = BTreeMap::new();
     running.iter().for_each(|(tenant, _)| *each.entry(tenant.clone()).or_default() += 1);
-    let mut ready = Vec::new();
+    let (mut chosen, mut ready) = (Vec::new(), Vec::new());
     for (name, job) in all {
         if running.contains(&name) {
             continue;
         }
         let record = job.record().await;
-        if !record.status.is_end() && !record.deleting {
-            ready.push((!record.interactive, name, job));
+        match record.status {
+            _ if record.deleting || record.status.is_end() => {}
+            // To end a job that nobody wants takes no room from others.
+            Status::Cancelling => chosen.push((name, job)),
+            _ => ready.push((!record.interactive, name, job)),
         }
     }
-    let mut chosen = Vec::new();
-    while running.len() + chosen.len() < RUNNING {
+    let mut room = RUNNING.saturating_sub(running.len());
+    while room > 0 {
         let count = |tenant: &Arc<str>| each.get(tenant).copied().unwrap_or_default();
         let fits = ready.iter().enumerate().filter(|(_, (_, name, _))| count(&name.0) < RUNNING_EACH);
         let first = fits.min_by_key(|(_, (late, name, _))| (*late, count(&name.0), name.1.clone())).map(|(at, _)| at);
@@ -272,6 +275,7 @@ async fn waiting(shared: &Shared, running: &HashSet<(Arc<str>, String)>) -> Vec<
         let (_, name, job) = ready.swap_remove(at);
         *each.entry(name.0.clone()).or_default() += 1;
         chosen.push((name, job));
+        room -= 1;
     }
     chosen
 }

@@ -9,10 +9,10 @@ use janus_wire::v1::{self, RequestHeader, chat_event, generate_image_event};
 use opentelemetry::metrics::{Counter, Histogram, UpDownCounter};
 use opentelemetry::{KeyValue, global};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 use tracing::{Span, error_span, field::Empty};
 
+use super::Events;
 use crate::auth::Caller;
 use crate::sight::{SCOPE, WAITS};
 
@@ -68,7 +68,7 @@ pub(super) trait Marks {
 
 /// A stream of events that is watched on its way to the caller.
 pub struct Watched<T> {
-    events: ReceiverStream<Result<T, Status>>,
+    events: Events<T>,
     seen: Seen,
 }
 
@@ -139,19 +139,19 @@ impl Seen {
 
     /// The end of a call that has one answer.
     pub(super) fn answered<T>(mut self, answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
-        self.end(answer.as_ref().err().map(Status::code));
+        self.end(answer.as_ref().err());
         answer
     }
 
     /// A call that is answered by a stream ends with it.
     pub(super) fn streaming<T>(
         mut self,
-        answer: Result<Response<ReceiverStream<Result<T, Status>>>, Status>,
+        answer: Result<Response<Events<T>>, Status>,
     ) -> Result<Response<Watched<T>>, Status> {
         match answer {
             Ok(response) => Ok(response.map(|events| Watched { events, seen: self })),
             Err(status) => {
-                self.end(Some(status.code()));
+                self.end(Some(&status));
                 Err(status)
             }
         }
@@ -175,10 +175,11 @@ impl Seen {
     }
 
     /// It ended, in this error or well.
-    fn end(&mut self, error: Option<Code>) {
+    fn end(&mut self, status: Option<&Status>) {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
+        let error = status.map(Status::code);
         let (calls, operation) = (&self.calls, KeyValue::new("operation", self.operation.name()));
         let (seconds, outcome) = (self.begun.elapsed().as_secs_f64(), outcome(error, self.ids.is_some()));
         calls.open.add(-1, std::slice::from_ref(&operation));
@@ -200,17 +201,21 @@ impl Seen {
         }
         let _entered = self.span.enter();
         self.span.record("outcome", outcome);
-        if matches!(outcome, "failed" | "deadline") {
-            self.span.record("otel.status_code", "ERROR");
+        match (outcome, status) {
+            ("failed", Some(status)) => {
+                self.span.record("otel.status_code", "ERROR");
+                tracing::warn!(outcome, seconds, error = status.message(), "request ended");
+            }
+            (_, Some(status)) => tracing::info!(outcome, seconds, reason = status.message(), "request ended"),
+            (_, None) => tracing::info!(outcome, seconds, "request ended"),
         }
-        tracing::info!(outcome, seconds, "request ended");
     }
 }
 
 impl Drop for Seen {
     fn drop(&mut self) {
         // Nobody listened to the end.
-        self.end(Some(Code::Cancelled));
+        self.end(Some(&Status::cancelled("nobody listens any more")));
     }
 }
 
@@ -221,7 +226,7 @@ impl<T: Marks + Unpin> Stream for Watched<T> {
         let next = ready!(Pin::new(&mut self.events).poll_next(task));
         match &next {
             Some(Ok(event)) => self.seen.mark(event.mark()),
-            Some(Err(status)) => self.seen.end(Some(status.code())),
+            Some(Err(status)) => self.seen.end(Some(status)),
             None => {}
         }
         Poll::Ready(next)

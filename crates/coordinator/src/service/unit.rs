@@ -64,6 +64,8 @@ impl Engine for Units {
         shared.enter()?;
         let work = paint::work(shared, tenant, request, &self.logs).await?;
         shared.admit()?;
+        // Over its quota, a job waits; it has nobody in flight who would be refused.
+        shared.tenants.admit(tenant, 1, || 0)?;
         let (ids, _) = self.draw(tenant, work).await?;
         let picture = shared.decode(&ids).await?;
         Ok(Picture { width: picture.width, height: picture.height, rgb: picture.rgb, sha256: paint::sha256_of_ids(&ids) })
@@ -75,6 +77,7 @@ impl Engine for Units {
         let mut stops = Stops::new(request.stop.clone());
         let work = chat::work(shared, tenant, request, &self.logs)?;
         shared.admit()?;
+        shared.tenants.admit(tenant, 0, || 0)?;
         shared.understand(tenant, &work.pictures, work.home.home).await?;
         let (ids, _) = self.draw(tenant, work).await?;
         let broken = |error: janus_spec::Error| Status::internal(error.to_string());

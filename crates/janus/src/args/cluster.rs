@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Door, Here, KeepJobs, Kv, Sight, Tls, Weights, positive, threads};
+use super::{Credentials, Door, Here, KeepJobs, Kv, Sight, Tls, Weights, positive, threads};
 
 /// The store that a cluster shares.
 #[derive(Debug, Clone, Args)]
@@ -40,8 +40,9 @@ pub(crate) struct Store {
 pub(crate) struct Node {
     #[command(flatten)]
     pub(crate) store: Store,
-    /// Checkpoint directory, or `shapes`; the same on every node, which reads only what it is asked to hold
-    #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
+    /// Checkpoint directory, name of a model that `janus pull` fetched, or `shapes`; the same on every node, which reads only
+    /// what it is asked to hold
+    #[arg(long, value_name = "DIR|NAME|shapes", default_value = "shapes")]
     pub(crate) model: String,
     /// Weight format of the language model, the same on every node [default: as stored]
     #[arg(long, value_enum)]
@@ -91,6 +92,8 @@ pub(crate) struct Coordinator {
     pub(crate) log_every: u64,
     #[command(flatten)]
     pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 /// What a worker can do.
@@ -117,6 +120,10 @@ pub(crate) struct Worker {
     /// Memory for layers and KV, like 16GiB [default: what is free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) memory: Option<u64>,
+    /// Fetch what its layers need from other nodes into this folder, and keep it there; --model is then the name or digest of
+    /// the cluster's model, or a folder with a part of it (`janus pull --layers`)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
@@ -171,6 +178,8 @@ pub(crate) struct Up {
     pub(crate) sight: Sight,
     #[command(flatten)]
     pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
     /// Allows what is for tests alone
     #[arg(long, hide = true)]
     pub(crate) test: bool,

@@ -4,6 +4,7 @@ mod cluster;
 mod gateway;
 mod jobs;
 mod sight;
+mod tenants;
 mod tls;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Top, 
 pub(crate) use gateway::{Door, Gateway};
 pub(crate) use jobs::{Deed, Jobs, KeepJobs, List as JobsList, Server as JobsServer, Submit, Urgency};
 pub(crate) use sight::{LogFormat, Sight};
+pub(crate) use tenants::{Credentials, TenantRole, Tenants, TenantsDeed, Terms};
 pub(crate) use tls::{Certs, Tls};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
@@ -55,6 +57,8 @@ pub(crate) enum Verb {
     Coordinator(Coordinator),
     /// Hand in work that nobody waits for, and see what becomes of it
     Jobs(Jobs),
+    /// Say who may use a cluster, and how much of it
+    Tenants(Tenants),
     /// Be a node of a cluster: run layers, encode and decode pictures
     Worker(Worker),
     /// Say what is wrong with a command line, before anything runs it
@@ -141,6 +145,8 @@ pub(crate) struct Serve {
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 #[derive(Debug, Args)]

@@ -31,6 +31,7 @@ pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[u32]
         weights: Some(setting.weights),
         kv: setting.kv,
         counts: false,
+        operator: None,
         needs: Needs { vq_decoder: true, ..Needs::NONE },
         jobs: None,
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use janus_cluster::{Keys, Store, StoreConfig};
 use janus_coordinator::LOCAL;
+use janus_coordinator::Tenants;
 use janus_coordinator::jobs::{Environment, Objects, Options, next_epoch};
 use reqwest::Url;
 
@@ -40,6 +41,16 @@ impl KeepJobs {
     }
 }
 
+/// The same, and every tenant may write to the folders that the operator gave it.
+pub(crate) fn for_tenants(options: Options, tenants: Tenants) -> Options {
+    let others = options.roots.clone();
+    let of = move |tenant: &str| {
+        let given = tenants.output_roots(tenant);
+        others(tenant).into_iter().chain(given.iter().filter_map(|root| root.parse().ok())).collect()
+    };
+    Options { roots: Arc::new(of), ..options }
+}
+
 /// Credentials for clouds.
 fn environment() -> Environment {
     let ours = |(name, _): &(String, String)| CLOUDS.iter().any(|cloud| name.starts_with(cloud));
@@ -57,7 +68,7 @@ pub(crate) async fn prove(objects: &Objects, store: &dyn Store, keys: &Keys) -> 
 }
 
 /// How a cluster in one process keeps jobs.
-pub(crate) struct Alone {
+pub(crate) struct Here {
     /// Where its state is; forgotten at the end without.
     pub(crate) state: Option<PathBuf>,
     pub(crate) keep: KeepJobs,
@@ -76,7 +87,7 @@ pub(crate) struct Kept {
     pub(crate) forgotten: Option<tempfile::TempDir>,
 }
 
-impl Alone {
+impl Here {
     /// Opens store and folder.
     pub(crate) async fn open(&self, cluster: &str) -> Outcome<Kept> {
         let broken = |error: janus_cluster::Error| Failure::mistake(format!("--state: {error}"));

@@ -273,7 +273,8 @@ fn submit_here(args: Submit, survey: &Survey, out: Out) -> Outcome {
         needs: Needs { vision: survey.asks, vq_encoder: false, vq_decoder: survey.paints },
         security: Security::Plain,
         counts: false,
-        jobs: Some(kept::Alone { state: state.clone(), keep, anywhere }),
+        operator: None,
+        jobs: Some(kept::Here { state: state.clone(), keep, anywhere }),
     };
     // The same items for the same model are the same job, which goes on.
     let made_with = format!("{} {:?} {:?}", here.model, here.weights, here.kv);

@@ -1,0 +1,149 @@
+//! The web page in a real browser. What people do is in `python/page.py`, a scene for each test; what happens to the
+//! cluster meanwhile is done from here.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "../crates/cluster/tests/etcd_process/mod.rs"]
+mod etcd_process;
+mod support;
+#[path = "harness/up.rs"]
+mod up;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, mpsc};
+
+use support::repository;
+use up::{LONG, Part, Up, stages};
+
+/// An interpreter with what drives the browser, made once and kept beside the build.
+fn python() -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap();
+    let wanted = repository().join("tests/python/page-requirements.txt");
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page-venv");
+    let (python, made) = (dir.join("bin/python"), dir.join("made-of.txt"));
+    if std::fs::read(&made).ok() != std::fs::read(&wanted).ok() {
+        let run = |command: &mut Command| {
+            let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}; Debian: python3 and python3-venv"));
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        run(Command::new("timeout").args(["120", "python3", "-m", "venv", "--clear"]).arg(&dir));
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
+        run(Command::new("timeout").arg("300").arg(&python).args(pip).arg(&wanted));
+        std::fs::copy(&wanted, &made).unwrap();
+    }
+    python
+}
+
+/// A scene that is played; it ends with this value.
+struct Scene {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    name: &'static str,
+}
+
+impl Scene {
+    fn begin(url: &str, name: &'static str) -> Scene {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after", "5", "240"]).arg(python()).arg(repository().join("tests/python/page.py"));
+        command.arg(format!("http://{url}")).arg(name).args(std::env::var_os("JANUS_SCREENSHOTS"));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (tell, said) = mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(tell.send(line))));
+        Scene { child, lines: said, name }
+    }
+
+    /// Waits until it has said `line`.
+    fn says(&mut self, line: &str) {
+        let said = self.lines.recv_timeout(3 * LONG);
+        assert_eq!(said.as_deref(), Ok(line), "the scene `{}` ended badly; what it saw is above", self.name);
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `janus serve` with its page.
+struct Serving {
+    _part: Part,
+    _dir: tempfile::TempDir,
+    url: String,
+}
+
+fn serve() -> Serving {
+    let dir = tempfile::tempdir().unwrap();
+    let loopback = "127.0.0.1:0";
+    let part = Part::start(dir.path(), "serve", &["serve", "--stages", "2", "--listen", loopback, "--http", loopback]);
+    assert!(part.line().starts_with("ready "));
+    let url = part.line().strip_prefix("http ").unwrap().to_owned();
+    Serving { _part: part, _dir: dir, url }
+}
+
+fn play(name: &'static str) {
+    let serving = serve();
+    Scene::begin(&serving.url, name).says("done");
+}
+
+#[test]
+fn a_picture_appears_as_it_is_painted_and_is_the_one_that_the_api_gives() {
+    play("paint");
+}
+
+#[test]
+fn a_dropped_picture_is_asked_about_and_the_answer_comes_in_pieces() {
+    play("ask");
+}
+
+#[test]
+fn the_upper_part_of_a_picture_is_kept_and_the_rest_painted() {
+    play("complete");
+}
+
+#[test]
+fn everything_is_done_without_a_mouse_and_has_a_name() {
+    play("keyboard");
+}
+
+#[test]
+fn nothing_is_wider_than_a_phone_and_everything_can_be_read() {
+    play("phone");
+}
+
+#[test]
+fn what_goes_wrong_is_said_in_words() {
+    play("words");
+}
+
+/// A cluster of processes whose pictures take five seconds at least; where its page is.
+fn slow(stages: usize, args: &[&str]) -> (Up, String) {
+    let mut up = Up::slow(stages, &[&["--http", "127.0.0.1:0"][..], args].concat());
+    let url = up.part().line().strip_prefix("http ").unwrap().to_owned();
+    (up, url)
+}
+
+#[test]
+fn something_is_seen_of_a_picture_within_an_eighth_of_its_time() {
+    let (_up, url) = slow(1, &[]);
+    Scene::begin(&url, "soon").says("done");
+}
+
+#[tokio::test]
+async fn a_stage_dies_before_everybodys_eyes_and_the_picture_goes_on() {
+    let (up, url) = slow(3, &["--spares", "1"]);
+    let mut scene = Scene::begin(&url, "loss");
+    scene.says("painting");
+    let victim = stages(&up.status().await)[1].clone();
+    up::signal(up.pid(&victim).await, "KILL");
+    scene.tell(&victim);
+    scene.says("done");
+}
