@@ -30,7 +30,7 @@ impl Door {
         let options = Options { endpoints: endpoints.to_owned(), security: Security::Plain, ..Options::default() };
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let (url, over) = (format!("http://{}", listener.address()), CancellationToken::new());
-        tokio::spawn(Gateway::new(options).unwrap().serve(listener, over.clone()));
+        tokio::spawn(Gateway::new(options).unwrap().serve(listener, Security::Plain, over.clone()));
         Door { url, over }
     }
 

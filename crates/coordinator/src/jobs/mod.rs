@@ -38,6 +38,7 @@
 //! next finds one of these states, and goes on; what was computed and not committed is computed again from its token log,
 //! with the same bits.
 
+mod blob_service;
 mod blobs;
 pub mod course;
 mod engine;
