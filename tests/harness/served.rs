@@ -16,6 +16,8 @@ pub struct Served {
     child: Child,
     /// `host:port`, as it said itself.
     pub address: String,
+    /// What it says after that.
+    lines: mpsc::Receiver<String>,
 }
 
 impl Served {
@@ -24,16 +26,26 @@ impl Served {
         let mut command = Command::new(binary());
         // What is resident is what is held, not what each thread of the allocator kept back.
         command.env("MALLOC_ARENA_MAX", "2");
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+        // Of the usual HTTP port there is only one on a machine.
+        command.args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (said, first) = mpsc::channel();
-        std::thread::spawn(move || said.send(lines.next()));
+        let said = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (tell, lines) = mpsc::channel();
+        std::thread::spawn(move || said.map_while(Result::ok).for_each(|line| drop(tell.send(line))));
         // Whatever happens from here on, the process ends with this value.
-        let mut served = Served { child, address: String::new() };
-        let line = first.recv_timeout(Duration::from_secs(60)).unwrap().unwrap().unwrap();
-        served.address = line.strip_prefix("ready ").unwrap().to_owned();
+        let mut served = Served { child, address: String::new(), lines };
+        served.address = served.line().strip_prefix("ready ").unwrap().to_owned();
         served
+    }
+
+    /// The URL of its HTTP door. It says this once.
+    pub fn http(&self) -> String {
+        format!("http://{}", self.line().strip_prefix("http ").unwrap())
+    }
+
+    fn line(&self) -> String {
+        self.lines.recv_timeout(Duration::from_secs(60)).unwrap()
     }
 
     pub async fn channel(&self) -> Channel {

@@ -26,13 +26,15 @@ pub(crate) fn inference(channel: Channel) -> InferenceClient<Channel> {
     InferenceClient::new(channel).max_decoding_message_size(MAX_CLIENT_MESSAGE).max_encoding_message_size(MAX_CLIENT_MESSAGE)
 }
 
-type Opened<E> = BoxFuture<'static, Result<Response<Streaming<E>>, Status>>;
+/// The answer to an opening call.
+pub(crate) type Opened<E> = BoxFuture<'static, Result<Response<Streaming<E>>, Status>>;
 
 /// A request and its events so far. Dropping it cancels the request.
-struct Attached<R, E> {
+pub(crate) struct Attached<R, E> {
     gateway: Gateway,
     asker: Asker,
-    request: R,
+    /// As it is sent to the next coordinator.
+    pub(crate) request: R,
     open: fn(Channel, tonic::Request<R>) -> Opened<E>,
     events: Option<(Lead, Streaming<E>)>,
     admitted: bool,
@@ -41,7 +43,8 @@ struct Attached<R, E> {
 }
 
 impl<R: Clone, E> Attached<R, E> {
-    fn new(
+    /// Begins when it is first asked for something.
+    pub(crate) fn new(
         gateway: Gateway,
         asker: Asker,
         request: R,
@@ -52,7 +55,7 @@ impl<R: Clone, E> Attached<R, E> {
     }
 
     /// Asks whoever leads, until somebody does. True if the events begin again.
-    async fn open(&mut self) -> Result<bool, Status> {
+    pub(crate) async fn open(&mut self) -> Result<bool, Status> {
         let mut opened = false;
         while self.events.is_none() {
             let lead = match self.gateway.coordinators().lead().await {
@@ -78,15 +81,28 @@ impl<R: Clone, E> Attached<R, E> {
         Ok(opened)
     }
 
-    /// The next event, and whether it is the first one (again).
+    /// The next event, and whether it is the first one (again); an end is a loss.
     async fn event(&mut self) -> Result<(bool, E), Status> {
+        loop {
+            if let (first, Some(event)) = self.event_or_end().await? {
+                return Ok((first, event));
+            }
+            let early = Status::unavailable("the coordinator ended the stream too early");
+            if let Some((lead, _)) = self.events.take() {
+                self.gateway.coordinators().lost(&lead, &early).await;
+            }
+            self.wait(early).await?;
+        }
+    }
+
+    /// The next event or the end of all, and whether the events began (again).
+    pub(crate) async fn event_or_end(&mut self) -> Result<(bool, Option<E>), Status> {
         let mut first = false;
         loop {
             first |= self.open().await?;
             let Some((lead, events)) = &mut self.events else { continue };
             let status = match events.message().await {
-                Ok(Some(event)) => return Ok((first, event)),
-                Ok(None) => Status::unavailable("the coordinator ended the stream too early"),
+                Ok(event) => return Ok((first, event)),
                 Err(status) if client::is_lost(&status) => status,
                 Err(status) => return Err(status),
             };
@@ -102,7 +118,7 @@ impl<R: Clone, E> Attached<R, E> {
     }
 
     /// News: patience begins again.
-    fn news(&mut self) {
+    pub(crate) fn news(&mut self) {
         self.heard = Instant::now();
     }
 

@@ -41,7 +41,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    fn more(&self, room: &mut Room, bytes: usize) -> Result<(), Problem> {
+    pub(crate) fn more(&self, room: &mut Room, bytes: usize) -> Result<(), Problem> {
         let have = room.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let missing = bytes.div_ceil(KIB).saturating_sub(have);
         if missing == 0 {
@@ -116,6 +116,15 @@ async fn piece(
         Ok(piece) => piece.map(|piece| (piece, Some(stream))),
         Err(_) => Some((Err(axum::Error::new(Late)), None)),
     }
+}
+
+/// A body for a response, which keeps its room for as long as it is sent.
+pub(crate) fn held(bytes: Bytes, room: Room) -> Body {
+    let pieces = futures_util::stream::unfold((bytes, room), |(mut rest, room)| async {
+        let piece = rest.split_to(rest.len().min(KIB * KIB));
+        (!piece.is_empty()).then_some((Ok::<_, axum::Error>(piece), (rest, room)))
+    });
+    Body::from_stream(pieces)
 }
 
 /// A body of JSON.

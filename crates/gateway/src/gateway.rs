@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
 use janus_wire::{Coordinators, Security, v1};
@@ -12,7 +13,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::body::Budget;
 use crate::remote::Remote;
 use crate::results::Results;
-use crate::{Asker, Error, Problem, asker, attached, body, chat, health, images, models, openapi, page, problem, results};
+use crate::{
+    Asker, Error, Problem, asker, attached, batches, body, chat, files, health, images, models, openapi, page, problem,
+    results,
+};
 
 /// How long a question that changes nothing looks for a coordinator.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -126,6 +130,12 @@ impl Gateway {
             .route("/v1/images/generations", post(images::generate))
             .route("/v1/images/results/{name}", get(results::get))
             .route("/v1/chat/completions", post(chat::complete))
+            .route("/v1/files", get(files::list).post(files::upload).layer(DefaultBodyLimit::max(files::MAX_FORM)))
+            .route("/v1/files/{file}", get(files::look).delete(files::delete))
+            .route("/v1/files/{file}/content", get(files::content))
+            .route("/v1/batches", get(batches::list).post(batches::create))
+            .route("/v1/batches/{batch}", get(batches::look))
+            .route("/v1/batches/{batch}/cancel", post(batches::cancel))
             .merge(page::routes())
             .fallback(problem::nowhere)
             .method_not_allowed_fallback(problem::other_method)

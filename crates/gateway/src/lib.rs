@@ -5,16 +5,20 @@
 
 mod asker;
 mod attached;
+mod batches;
 mod body;
 mod chat;
 mod connection;
 mod encode;
 mod error;
+mod files;
 mod gateway;
 mod health;
 mod images;
+mod lines;
 mod models;
 mod openapi;
+mod outcome;
 mod page;
 mod problem;
 mod remote;

@@ -5,7 +5,7 @@ use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
-use crate::{chat, health, images, models, results};
+use crate::{batches, chat, files, health, images, models, results};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -14,6 +14,15 @@ use crate::{chat, health, images, models, results};
         images::generate,
         results::get,
         chat::complete,
+        files::upload,
+        files::list,
+        files::look,
+        files::content,
+        files::delete,
+        batches::create,
+        batches::list,
+        batches::look,
+        batches::cancel,
         models::list,
         models::get,
         health::alive,
@@ -26,6 +35,7 @@ use crate::{chat, health, images, models, results};
     tags(
         (name = "images", description = "Text to pictures"),
         (name = "chat", description = "Questions, about pictures or without"),
+        (name = "batches", description = "Files of requests that nobody waits for"),
         (name = "models", description = "What is served"),
         (name = "operation", description = "For probes and scrapers")
     )

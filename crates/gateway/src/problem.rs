@@ -91,6 +91,16 @@ impl Problem {
         self
     }
 
+    /// It is about something that does not exist.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
+    /// The caller can mend it.
+    pub(crate) fn is_callers(&self) -> bool {
+        self.status == StatusCode::BAD_REQUEST
+    }
+
     /// In words.
     pub fn message(&self) -> &str {
         &self.error.message

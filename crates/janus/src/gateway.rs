@@ -48,18 +48,16 @@ pub(crate) fn open(endpoints: String, door: Door, security: Security) -> Outcome
     })
 }
 
-/// The port of the door beside another server: `wanted`, or the usual one unless that is taken.
-pub(crate) async fn listen(wanted: Option<&str>, insecure: bool) -> Outcome<Option<Listener>> {
-    let address = wanted.unwrap_or(USUAL);
-    check(address, insecure)?;
-    match (Listener::bind(address).await, wanted) {
-        (Ok(listener), _) => Ok(Some(listener)),
-        (Err(error), Some(_)) => Err(Failure::mistake(format!("--http: {error}"))),
-        (Err(error @ Error::Listen { .. }), None) => {
-            eprintln!("janus: no HTTP: {error}; choose another address with --http");
-            Ok(None)
-        }
-        (Err(error), None) => Err(Failure::mistake(error)),
+/// The port that the command line names.
+pub(crate) async fn listen(address: &str) -> Outcome<Listener> {
+    Listener::bind(address).await.map_err(|error| Failure::mistake(format!("--http: {error}")))
+}
+
+/// The port that the command line names, or else the usual one; why there is none if that is taken.
+pub(crate) async fn listen_or_not(wanted: Option<&str>) -> Outcome<Result<Listener, Error>> {
+    match wanted {
+        Some(address) => listen(address).await.map(Ok),
+        None => Ok(Listener::bind(USUAL).await),
     }
 }
 

@@ -33,17 +33,24 @@ pub(crate) fn run(args: Serve) -> Outcome {
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
-        let http = gateway::listen(args.http.as_deref(), args.insecure).await?;
+        let http = gateway::listen_or_not(args.http.as_deref()).await?;
         let local = tokio::select! {
             local = Local::start(checkpoint, options) => local?,
             () = signals.any() => return Ok(()),
         };
         output::print_line(&format!("ready {}", local.address));
-        let door = gateway::open(local.address.to_string(), args.door, Security::Plain)?;
-        let door = http.map(|listener| gateway::Running::start(door, listener));
-        if let Some(door) = &door {
-            output::print_line(&format!("http {}", door.address));
-        }
+        let door = match http {
+            Ok(listener) => {
+                let gateway = gateway::open(local.address.to_string(), args.door, Security::Plain)?;
+                let door = gateway::Running::start(gateway, listener);
+                output::print_line(&format!("http {}", door.address));
+                Some(door)
+            }
+            Err(error) => {
+                eprintln!("janus: no HTTP: {error}; choose another address with --http");
+                None
+            }
+        };
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
         let finish = async {

@@ -63,7 +63,7 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     let public = coordinator_addresses(&args).await?;
     let http = match args.http.as_deref() {
         // A taken port is known before anything is started; a free one is found here, because others will ask for it.
-        Some(http) => gateway::listen(Some(http), args.insecure).await?.map(|listener| listener.address()),
+        Some(http) => Some(gateway::listen(http).await?.address()),
         None => None,
     };
     let (client, peer) = (free_port().await?, free_port().await?);
