@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use janus_benches::{ToyStage, bound, head, identity, node, row, serve};
-use janus_coordinator::schedule::{Action, Band, Event, Limits, Scheduler, UnitSpec};
-use janus_coordinator::{Coordinator, Driver, Model, Parts, Places, StageNode};
+use janus_coordinator::schedule::{Action, Band, Event, Limits, Scheduler, Share, UnitSpec};
+use janus_coordinator::{Coordinator, Driver, Model, Parts, Places, StageNode, Tenants};
 use janus_spec::{Files, ModelSpec, Tokenizer};
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::stage_client::StageClient;
@@ -77,6 +77,8 @@ fn spec(id: u64, kind: Kind, target: usize) -> UnitSpec {
         target,
         end: None,
         band: Band::Interactive,
+        tenant: "local".into(),
+        share: Share::default(),
         log: Vec::new(),
         key: String::new(),
         admitted: false,
@@ -173,6 +175,7 @@ fn whole_loop(callers: usize, step: Duration) -> (Vec<Duration>, f64) {
         decoders: nobody(),
         patience: Duration::from_secs(1),
         ledger: None,
+        tenants: Tenants::open(),
         draining: CancellationToken::new(),
         over: shutdown.clone(),
     };

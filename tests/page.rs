@@ -114,6 +114,22 @@ fn what_goes_wrong_is_said_in_words() {
     play("words");
 }
 
+#[test]
+fn a_job_is_seen_to_its_end() {
+    play("jobs");
+}
+
+#[test]
+fn a_key_is_asked_for_where_one_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, key) = (dir.path().join("key"), "k".repeat(64));
+    std::fs::write(&file, &key).unwrap();
+    let served = Served::start(&["--operator-key-file", file.to_str().unwrap()]);
+    let mut scene = Scene::begin(&served.http(), "key");
+    scene.tell(&key);
+    scene.says("done");
+}
+
 /// A cluster of processes whose pictures take five seconds at least; where its page is.
 fn slow(stages: usize, args: &[&str]) -> (Up, String) {
     let mut up = Up::slow(stages, &[&["--http", "127.0.0.1:0"][..], args].concat());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode};
+use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode, Tenants};
 use janus_model::Pool;
 use janus_spec::Tokenizer;
 use janus_wire::Security;
@@ -64,6 +64,7 @@ impl Cluster {
             decoders: watch::channel(decoders).1,
             patience: Duration::from_secs(2),
             ledger: None,
+            tenants: Tenants::open(),
             draining: CancellationToken::new(),
             over: shutdown.clone(),
         };

@@ -415,6 +415,41 @@ def scene_words(page):
     expect(status).to_have_text("Stopped")
 
 
+def scene_jobs(page):
+    """A job of prompts is seen to its end, and another one is ended."""
+    page.get_by_role("tab", name="Jobs").click()
+    panel = page.get_by_role("tabpanel", name="Jobs")
+    paint(page, panel, prompts="a red circle\n\n  a blue square  \na green star\n")
+    expect(panel.locator(".status")).to_contain_text("has begun", timeout=LONG)
+    first = panel.locator(".list li").first
+    expect(first).to_contain_text("succeeded, 3 of 3", timeout=LONG)
+    assert first.locator("progress").evaluate("(p) => [p.value, p.max]") == [3, 3]
+    expect(first.get_by_role("button")).to_be_hidden()
+    paint(page, panel, prompts="\n".join(["a red circle"] * 1000))
+    expect(panel.locator(".list li")).to_have_count(2, timeout=LONG)
+    expect(first).to_contain_text("of 1000")
+    panel.get_by_role("button", name="Cancel job").click()
+    expect(first).to_contain_text(re.compile("^.*cancelled, \\d+ of 1000"), timeout=LONG)
+    paint(page, panel, prompts="\n".join(["a red circle"] * 1001))
+    expect(panel.locator(".status")).to_have_text("a job here has 1 to 1000 prompts, not 1001")
+
+
+def scene_key(page):
+    """Where a key is needed the page says so, and goes on with the right one."""
+    expect(page.locator("#model")).to_contain_text("wants an API key", timeout=LONG)
+    panel = page.get_by_role("tabpanel", name="Paint")
+    paint(page, panel, prompt="a red circle")
+    expect(panel.locator(".status")).to_contain_text("wants an API key", timeout=LONG)
+    assert page.evaluate("document.activeElement.id") == "key", "it does not lead to where the key goes"
+    page.keyboard.type(sys.stdin.readline().strip())
+    page.keyboard.press("Enter")
+    expect(page.locator("#model")).to_contain_text("64 × 64", timeout=LONG)
+    expect(page.locator("#cluster .pipeline .state")).to_have_text("ready", timeout=LONG)
+    paint(page, panel, prompt="a red circle")
+    done(panel)
+    assert "key" not in page.url
+
+
 def main():
     program = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
     assert program, "no Chromium on the PATH; Debian: chromium"

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use janus_coordinator::conduct::Wishes;
-use janus_coordinator::schedule::{Band, Finish, Limits, UnitSpec};
+use janus_coordinator::schedule::{Band, Finish, Limits, Share, UnitSpec};
 use janus_wire::v1::{FeatureSpan, Ids, Kind, Piece, Sampling, piece};
 
 use crate::coordinator::{Coordinator, limits, wishes};
@@ -136,6 +136,8 @@ impl World {
             keep: keep.clone(),
             target,
             end: (kind == Kind::Text).then_some(END),
+            tenant: ["ann", "bob", "eve"][number % 3].into(),
+            share: Share::default(),
             band: if number % 4 == 0 { Band::Batch } else { Band::Interactive },
             log: Vec::new(),
             key: format!("local/{number}#{i}"),

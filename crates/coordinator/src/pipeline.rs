@@ -55,7 +55,7 @@ pub(crate) struct Unconnected {
 
 /// A client of the stage at `address`.
 pub(crate) async fn stage_client(address: &str, security: &Security) -> Result<StageClient<Channel>, Error> {
-    let client = StageClient::new(janus_wire::connect(address, security).await?);
+    let client = StageClient::new(janus_wire::connect(address, &security.to(janus_wire::tls::Role::Stage)).await?);
     Ok(client.max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE))
 }
 

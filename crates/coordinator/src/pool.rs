@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use janus_wire::v1::{decoder_client::DecoderClient, encoder_client::EncoderClient};
-use janus_wire::{Error, MAX_NODE_MESSAGE, Security, status};
+use janus_wire::{Error, MAX_NODE_MESSAGE, Security, status, tls};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -40,7 +40,7 @@ struct Node<T> {
 
 impl Pool<EncoderClient<Channel>> {
     pub(crate) fn encoders(addresses: Addresses, security: &Security, patience: Duration) -> Self {
-        Pool::new(addresses, security, patience, "encoder", |c| {
+        Pool::new(addresses, &security.to(tls::Role::Encoder), patience, "encoder", |c| {
             EncoderClient::new(c).max_encoding_message_size(MAX_NODE_MESSAGE)
         })
     }
@@ -48,7 +48,7 @@ impl Pool<EncoderClient<Channel>> {
 
 impl Pool<DecoderClient<Channel>> {
     pub(crate) fn decoders(addresses: Addresses, security: &Security, patience: Duration) -> Self {
-        Pool::new(addresses, security, patience, "decoder", |c| {
+        Pool::new(addresses, &security.to(tls::Role::Decoder), patience, "decoder", |c| {
             DecoderClient::new(c).max_decoding_message_size(MAX_NODE_MESSAGE)
         })
     }

@@ -52,6 +52,8 @@ pub(crate) struct Record {
     pictures: Mutex<Vec<Arc<OnceCell<DecodeResponse>>>>,
     /// Ids fed at the start, for `Started`.
     pub(crate) prompt: Vec<u32>,
+    /// The trace of the call that made it.
+    pub(crate) trace: opentelemetry::Context,
     /// Whether it is durable, once that is known.
     accepted: watch::Sender<Option<bool>>,
 }
@@ -66,6 +68,7 @@ impl Record {
             pictures: Mutex::new(units.iter().map(|_| Arc::default()).collect()),
             units,
             prompt,
+            trace: opentelemetry::Context::current(),
             accepted: watch::channel(None).0,
         }
     }
@@ -191,6 +194,12 @@ impl Requests {
     pub(crate) fn counts(&self) -> (usize, usize) {
         let all = self.lock();
         (all.values().filter(|e| !e.record.finished()).count(), all.len())
+    }
+
+    /// Requests of a tenant that are not finished.
+    pub(crate) fn unfinished(&self, tenant: &str) -> usize {
+        let of = |id: &str| id.strip_prefix(tenant).is_some_and(|rest| rest.starts_with('/'));
+        self.lock().iter().filter(|(id, e)| of(id) && !e.record.finished()).count()
     }
 
     fn forget_old(all: &mut HashMap<String, Entry>) {

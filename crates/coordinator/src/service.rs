@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument, info_span};
 
 use crate::auth::Caller;
 use crate::drive::{DriverHandle, Sink};
@@ -28,13 +29,19 @@ use crate::ledger::{Ledger, Logs};
 use crate::params::{self, Header, MAX_PICTURES, MAX_PROMPT};
 use crate::pool::{Addresses, Pool};
 use crate::request::{Failure, Joined, Reader, Record, Requests};
-use crate::schedule::{UnitId, UnitSpec};
+use crate::schedule::{Share, UnitId, UnitSpec};
+use crate::tenants::Tenants;
 
 mod chat;
 mod paint;
 mod palette;
 mod partial;
+mod seen;
 mod stops;
+mod unit;
+
+pub use seen::Watched;
+use seen::{Calls, Operation, Seen};
 
 /// Events that wait for a slow reader; its task waits then, nobody else.
 const EVENTS: usize = 16;
@@ -67,6 +74,8 @@ pub struct Parts {
     pub patience: Duration,
     /// Where requests are durable; a single process has none.
     pub ledger: Option<Ledger>,
+    /// Who may do how much.
+    pub tenants: Tenants,
     /// Stops admissions.
     pub draining: CancellationToken,
     /// Ends every stream: what was written down goes on elsewhere.
@@ -87,8 +96,10 @@ struct Shared {
     /// What each code looks like, once a decoder said so.
     palette: OnceCell<Bytes>,
     ledger: Option<Ledger>,
+    tenants: Tenants,
     draining: CancellationToken,
     over: CancellationToken,
+    calls: Arc<Calls>,
     /// Held by every call until its last event is with the transport.
     running: Arc<()>,
 }
@@ -126,7 +137,7 @@ type Events<T> = ReceiverStream<Result<T, Status>>;
 impl Coordinator {
     /// A service over the drivers of its pipelines.
     pub fn new(model: Model, parts: Parts) -> Self {
-        let Parts { identity, security, drivers, encoders, decoders, patience, ledger, draining, over } = parts;
+        let Parts { identity, security, drivers, encoders, decoders, patience, ledger, tenants, draining, over } = parts;
         Coordinator(Arc::new(Shared {
             encoders: Pool::encoders(encoders, &security, patience),
             decoders: Pool::decoders(decoders, &security, patience),
@@ -135,11 +146,13 @@ impl Coordinator {
             next_unit: AtomicU64::new(1),
             requests: Requests::default(),
             blobs: Blobs::default(),
+            calls: Arc::new(Calls::new(&model.name)),
             model,
             identity,
             claimed: drivers.iter().map(|_| Arc::default()).collect(),
             drivers,
             ledger,
+            tenants,
             draining,
             over,
             running: Arc::default(),
@@ -149,29 +162,33 @@ impl Coordinator {
     /// Takes on what a predecessor had admitted, with the ids it is known to have drawn. Nobody has to ask for it.
     pub async fn restore(&self, admitted: Vec<AdmittedRequest>, logs: &Logs) {
         for request in admitted {
-            let tenant = request.tenant.clone();
-            // The cluster was started with another model since: its ids mean nothing to this one.
-            if request.model[..] != self.0.identity.model[..] {
-                tracing::warn!(tenant, "a request that was admitted for another model is dropped");
-                continue;
-            }
-            let work = match request.request.clone() {
-                Some(admitted_request::Request::Image(image)) => {
-                    self.0.keep_blobs(&request);
-                    paint::work(&self.0, &tenant, image, logs).await
-                }
-                Some(admitted_request::Request::Chat(chat)) => {
-                    self.0.keep_blobs(&request);
-                    chat::work(&self.0, &tenant, chat, logs)
-                }
+            let header = match &request.request {
+                Some(admitted_request::Request::Image(image)) => image.header.as_ref(),
+                Some(admitted_request::Request::Chat(chat)) => chat.header.as_ref(),
                 None => continue,
             };
-            match work {
-                Ok(work) => self.0.take_on(&tenant, work).await,
-                Err(status) => {
-                    tracing::warn!(tenant, error = status.message(), "an admitted request cannot go on");
-                }
-            }
+            let id = header.map_or("", |header| header.request_id.as_str());
+            let span = tracing::error_span!("restored", request = id, tenant = request.tenant);
+            self.restore_one(request, logs).instrument(span).await;
+        }
+    }
+
+    async fn restore_one(&self, request: AdmittedRequest, logs: &Logs) {
+        let tenant = request.tenant.clone();
+        // The cluster was started with another model since: its ids mean nothing to this one.
+        if request.model[..] != self.0.identity.model[..] {
+            tracing::warn!("a request that was admitted for another model is dropped");
+            return;
+        }
+        self.0.keep_blobs(&request);
+        let work = match request.request {
+            Some(admitted_request::Request::Image(image)) => paint::work(&self.0, &tenant, image, logs).await,
+            Some(admitted_request::Request::Chat(chat)) => chat::work(&self.0, &tenant, chat, logs),
+            None => return,
+        };
+        match work {
+            Ok(work) => self.0.take_on(&tenant, work).await,
+            Err(status) => tracing::warn!(error = status.message(), "an admitted request cannot go on"),
         }
     }
 
@@ -310,6 +327,9 @@ impl Shared {
             }
             Joined::New(reader) => reader,
         };
+        let asked = specs.iter().filter(|spec| spec.kind != Kind::Text).count() as u64;
+        // Over a quota the reader leaves again, and nothing is left of the request.
+        self.tenants.admit(tenant, asked, || self.requests.unfinished(tenant))?;
         let (shared, tenant, mine) = (self.clone(), tenant.to_owned(), reader.another());
         // A caller that goes away meanwhile does not end this: others may have joined.
         let begin = async move {
@@ -320,7 +340,7 @@ impl Shared {
             mine.record.accept(durable);
             shared.submit(&tenant, specs, pictures, home, mine).await;
         };
-        let _ = tokio::spawn(begin).await;
+        let _ = tokio::spawn(begin.in_current_span()).await;
         Ok(reader)
     }
 
@@ -352,13 +372,15 @@ impl Shared {
     ) {
         let home = claim.home;
         let pictures = Arc::new(pictures);
-        for (index, spec) in specs.into_iter().enumerate() {
+        let share = self.tenants.share(tenant);
+        for (index, mut spec) in specs.into_iter().enumerate() {
             let record = &reader.record;
             // Cancelled before it was the turn of this one.
             if record.look(index, |p| p.end.is_some()).unwrap_or(true) {
                 continue;
             }
             record.update(index, |p| p.home = home);
+            spec.share = share;
             let encode_again = self.encoding(tenant, &pictures, &reader.record, index);
             let sink = Sink { record: record.clone(), index, encode_again: Some(encode_again) };
             if self.drivers[home].submit(spec, sink).await.is_err() {
@@ -377,11 +399,11 @@ impl Shared {
     ) -> Arc<dyn Fn(UnitId) + Send + Sync> {
         let (shared, tenant, pictures, record) = (Arc::downgrade(self), tenant.to_owned(), pictures.clone(), record.clone());
         // The driver's thread calls this; the work belongs to the public runtime.
-        let runtime = tokio::runtime::Handle::current();
+        let (runtime, span) = (tokio::runtime::Handle::current(), tracing::Span::current());
         Arc::new(move |unit| {
             let Some(shared) = shared.upgrade() else { return };
             let (tenant, pictures, record) = (tenant.clone(), pictures.clone(), record.clone());
-            runtime.spawn(async move {
+            let again = async move {
                 let home = record.look(index, |p| p.home).unwrap_or_default();
                 match shared.understand(&tenant, &pictures, home).await {
                     Ok(()) => shared.drivers[home].features_ready(unit).await,
@@ -392,7 +414,8 @@ impl Shared {
                         record.update(index, |p| p.end = Some(Err(lost)));
                     }
                 }
-            });
+            };
+            runtime.spawn(again.instrument(span.clone()));
         })
     }
 
@@ -414,9 +437,10 @@ impl Shared {
                     request.stage = first.address;
                     request.stage_first_layer = first.layers.start as u32;
                     request.stage_end_layer = first.layers.end as u32;
-                    encoder.understand(request).await
+                    encoder.understand(janus_wire::trace::request(request)).await
                 }
             });
+            let call = call.instrument(info_span!("understand", otel.kind = "client"));
             call.await.map_err(|status| status::blame(&picture.field, status))?;
         }
         Ok(())
@@ -432,19 +456,38 @@ impl Shared {
         let request = v1::DecodeRequest { hello: Some(self.hello()), ids: ids.to_vec(), partial: false };
         let call = |mut decoder: DecoderClient<Channel>| {
             let request = request.clone();
-            async move { decoder.decode(request).await }
+            async move { decoder.decode(janus_wire::trace::request(request)).await }
         };
-        self.decoders.call(call).await
+        self.decoders.call(call).instrument(info_span!("decode", otel.kind = "client")).await
     }
 
     async fn encode_ids(&self, picture: &Blob) -> Result<Vec<u32>, Status> {
         let request = v1::EncodeIdsRequest { hello: Some(self.hello()), image: picture.data.clone() };
         let call = self.encoders.call(|mut encoder| {
             let request = request.clone();
-            async move { encoder.tokenize(request).await }
+            async move { encoder.tokenize(janus_wire::trace::request(request)).await }
         });
+        let call = call.instrument(info_span!("encode", otel.kind = "client"));
         let answer = call.await.map_err(|status| status::blame(&picture.field, status))?;
         Ok(answer.ids)
+    }
+
+    async fn tokenize(&self, tenant: &str, request: v1::TokenizeRequest) -> Result<Response<v1::TokenizeResponse>, Status> {
+        let image = request.image.clone().ok_or_else(|| status::invalid("image", "is missing"))?;
+        let (_place, left) = (self.enter()?, params::left(request.header.as_ref())?);
+        params::header(request.header, &self.model.name)?;
+        let blob = self.blobs.resolve(tenant, "image", &image)?;
+        let tokens = within(left, self.encode_ids(&blob)).await?;
+        Ok(Response::new(v1::TokenizeResponse { tokens }))
+    }
+
+    async fn detokenize(&self, request: v1::DetokenizeRequest) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        let left = params::left(request.header.as_ref())?;
+        params::header(request.header, &self.model.name)?;
+        check_ids(&request.tokens, &self.model.spec)?;
+        let _place = self.enter()?;
+        let picture = within(left, self.decode(&request.tokens)).await?;
+        Ok(Response::new(v1::DetokenizeResponse { width: picture.width, height: picture.height, rgb: picture.rgb }))
     }
 
     fn done(&self, input: usize, output: usize) -> v1::Done {
@@ -493,7 +536,7 @@ where
 {
     let (events, stream) = mpsc::channel(EVENTS);
     let task = run(events.clone());
-    tokio::spawn(async move {
+    let follow = async move {
         let end = tokio::select! {
             end = task => end,
             status = deadline(left) => Err(status),
@@ -504,7 +547,8 @@ where
             let _ = events.send(Err(status)).await;
         }
         drop(place);
-    });
+    };
+    tokio::spawn(follow.in_current_span());
     Response::new(ReceiverStream::new(stream))
 }
 
@@ -515,39 +559,37 @@ fn gone<E>(_: E) -> Status {
 
 #[tonic::async_trait]
 impl Inference for Coordinator {
-    type GenerateImageStream = Events<v1::GenerateImageEvent>;
-    type ChatStream = Events<v1::ChatEvent>;
+    type GenerateImageStream = Watched<v1::GenerateImageEvent>;
+    type ChatStream = Watched<v1::ChatEvent>;
 
     async fn generate_image(
         &self,
         request: Request<v1::GenerateImageRequest>,
     ) -> Result<Response<Self::GenerateImageStream>, Status> {
-        paint::paint(&self.0, &tenant(&request), request.into_inner()).await
+        let seen = Seen::begin(&self.0.calls, Operation::Paint, &request, request.get_ref().header.as_ref());
+        let tenant = tenant(&request);
+        let paint = paint::paint(&self.0, &tenant, request.into_inner()).instrument(seen.span());
+        seen.streaming(paint.await)
     }
 
     async fn chat(&self, request: Request<v1::ChatRequest>) -> Result<Response<Self::ChatStream>, Status> {
-        chat::chat(&self.0, &tenant(&request), request.into_inner()).await
+        let seen = Seen::begin(&self.0.calls, Operation::Chat, &request, request.get_ref().header.as_ref());
+        let tenant = tenant(&request);
+        let chat = chat::chat(&self.0, &tenant, request.into_inner()).instrument(seen.span());
+        seen.streaming(chat.await)
     }
 
     async fn tokenize(&self, request: Request<v1::TokenizeRequest>) -> Result<Response<v1::TokenizeResponse>, Status> {
+        let seen = Seen::begin(&self.0.calls, Operation::Tokenize, &request, request.get_ref().header.as_ref());
         let tenant = tenant(&request);
-        let request = request.into_inner();
-        let image = request.image.clone().ok_or_else(|| status::invalid("image", "is missing"))?;
-        let (_place, left) = (self.0.enter()?, params::left(request.header.as_ref())?);
-        params::header(request.header, &self.0.model.name)?;
-        let blob = self.0.blobs.resolve(&tenant, "image", &image)?;
-        let tokens = within(left, self.0.encode_ids(&blob)).await?;
-        Ok(Response::new(v1::TokenizeResponse { tokens }))
+        let tokenize = self.0.tokenize(&tenant, request.into_inner()).instrument(seen.span());
+        seen.answered(tokenize.await)
     }
 
     async fn detokenize(&self, request: Request<v1::DetokenizeRequest>) -> Result<Response<v1::DetokenizeResponse>, Status> {
-        let request = request.into_inner();
-        let left = params::left(request.header.as_ref())?;
-        params::header(request.header, &self.0.model.name)?;
-        check_ids(&request.tokens, &self.0.model.spec)?;
-        let _place = self.0.enter()?;
-        let picture = within(left, self.0.decode(&request.tokens)).await?;
-        Ok(Response::new(v1::DetokenizeResponse { width: picture.width, height: picture.height, rgb: picture.rgb }))
+        let seen = Seen::begin(&self.0.calls, Operation::Detokenize, &request, request.get_ref().header.as_ref());
+        let detokenize = self.0.detokenize(request.into_inner()).instrument(seen.span());
+        seen.answered(detokenize.await)
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use janus_wire::Listener;
+use janus_wire::tls::Door;
+use janus_wire::{Connection, Listener, Security};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
@@ -35,9 +35,9 @@ const REFUSED: Duration = Duration::from_millis(100);
 
 impl Gateway {
     /// Answers on `listener` until `over`; then takes no more connections and finishes the requests that it has.
-    pub async fn serve(self, listener: Listener, over: CancellationToken) {
+    pub async fn serve(self, listener: Listener, security: Security, over: CancellationToken) {
         let service = TowerToHyperService::new(self.router());
-        let mut incoming = listener.incoming();
+        let mut incoming = listener.behind(&security, Door::Web);
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
@@ -97,7 +97,7 @@ impl Gateway {
 
 /// A socket that fails when its peer says nothing at first, or takes nothing for too long.
 struct Impatient {
-    stream: TcpStream,
+    stream: Connection,
     /// Until something was read.
     silent: Option<Pin<Box<Sleep>>>,
     /// While something cannot be written.
@@ -105,7 +105,7 @@ struct Impatient {
 }
 
 impl Impatient {
-    fn new(stream: TcpStream) -> Self {
+    fn new(stream: Connection) -> Self {
         Impatient { stream, silent: Some(Box::pin(tokio::time::sleep(HEAD))), stalled: None }
     }
 

@@ -1,10 +1,12 @@
-//! Opening the model a verb was asked to use: a directory, or `shapes`, which is part of this program.
+//! Opening the model a verb was asked to use: a directory, one that was fetched from the hub, or `shapes`, which is part of
+//! this program.
 
 use std::path::Path;
 
 use janus_spec::Files;
 
 use crate::failure::{Failure, Outcome};
+use crate::pull;
 
 macro_rules! embedded {
     ($($name:literal),+ $(,)?) => {
@@ -28,6 +30,11 @@ pub(crate) fn files(model: &str) -> Outcome<Files> {
     match model {
         "shapes" => Ok(Files::Embedded(SHAPES)),
         "" => Err(Failure::mistake("--model is empty: give a checkpoint directory, or `shapes`")),
+        // A folder of that name comes first: what is written out is meant.
+        name if !Path::new(name).exists() => match pull::find(name)? {
+            Some(dir) => Ok(Files::open_dir(dir)?),
+            None => Ok(Files::open_dir(Path::new(name))?),
+        },
         dir => Ok(Files::open_dir(Path::new(dir))?),
     }
 }

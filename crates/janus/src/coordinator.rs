@@ -1,27 +1,37 @@
 //! `janus coordinator`: leads a cluster, or stands by until the leader is gone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use janus_cluster::plan::ModelSizes;
 use janus_cluster::{Candidate, Election, Keys, Leadership, watch_members};
 use janus_coordinator::conduct::Wishes;
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Front, Realm, Reign};
+use janus_coordinator::{Front, Realm, Reign, Tenants};
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_spec::{KvStorage, ModelSpec, Tokenizer, WeightStorage};
+use janus_wire::tls::{Door, Role};
 use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
+use janus_wire::v1::jobs_server::JobsServer;
+use janus_wire::v1::tenants_server::TenantsServer;
 use janus_wire::{Identity, Listener, Security};
+use janus_worker::weights::WeightsService;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
+use tonic::service::interceptor::InterceptedService;
 
 use crate::args::Coordinator as Args;
+use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::{self, prove};
 use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
-use crate::serve::{Signals, check_listen};
+use crate::probes::Probes;
+use crate::serve::{Signals, check_credentials, check_listen};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, output, session};
 
 /// How long encoding and decoding may look for a node.
@@ -32,17 +42,32 @@ const RETRY: Duration = Duration::from_millis(500);
 /// A leader says within this what it serves.
 const DESCRIBE: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(args: Args) -> Outcome {
-    check_listen(&args.listen, args.node.insecure)?;
+/// What it speaks with; its certificate has to be one of a coordinator of this cluster.
+pub(crate) fn security(args: &Args) -> Outcome<Security> {
+    let security = args.node.tls.security()?;
+    check_listen(&args.listen, args.node.insecure, &security)?;
+    security.suits(&args.node.store.cluster, Role::Coordinator).map_err(Failure::mistake)?;
+    Ok(security)
+}
+
+pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
+    let security = security(&args)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
-    let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.node.insecure, operator.as_deref())?;
+    let jobs = args.keep.open()?;
+    let checkpoint = Arc::new(Checkpoint::open(checkpoint::files(&args.node.model)?)?);
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
+        let probes = Probes::serve(args.node.health.as_deref()).await?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("coordinator-{}", listener.address().port()));
-        let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
+        let (digest, tensors) = checkpoint.digests(janus_model::default_threads())?;
+        let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
+        tokenizer()?;
+        probes.started().await;
         let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
         let kv = KvDtype::from(args.node.kv);
         let identity = Identity {
@@ -51,11 +76,15 @@ pub(crate) fn run(args: Args) -> Outcome {
             model: digest.0,
             node: name.clone(),
         };
-        let security = Security::Plain;
         let store = tokio::select! {
             store = connected(&config) => store?,
             () = signals.any() => return Ok(()),
         };
+        if let Some((objects, _)) = &jobs {
+            prove(objects, store.as_ref(), &keys).await?;
+        }
+        let tenants = Tenants::start(store.clone(), keys.clone(), operator.as_deref(), CancellationToken::new());
+        let jobs = jobs.map(|(objects, options)| (objects, kept::for_tenants(options, tenants.clone())));
         let members = watch_members(store.clone(), &args.node.store.cluster).map_err(Failure::mistake)?;
         let spec = checkpoint.spec.clone();
         let kv_positions = args.kv_positions.max(spec.llm.max_positions.min(4096));
@@ -79,39 +108,52 @@ pub(crate) fn run(args: Args) -> Outcome {
             limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS },
             patience: PATIENCE,
             log_every: Duration::from_secs(args.log_every),
+            tenants: tenants.clone(),
             draining: draining.clone(),
+            jobs,
             spec,
         };
 
         let (reign, reigning) = watch::channel(None);
         let (leader, led) = watch::channel(None);
         let stale = members.clone();
-        let front = Front::new(reigning.clone(), led, members);
+        let front = Front::new(reigning.clone(), led.clone(), members);
+        front.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
+        let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
         let mut server = janus_wire::server(&security).map_err(broken)?;
         let router = server
-            .add_service(front.clone().inference())
-            .add_service(front.cluster())
+            .add_service(InterceptedService::new(front.clone().inference(), tenants.clone()))
+            .add_service(InterceptedService::new(front.clone().jobs(), tenants.clone()))
+            .add_service(InterceptedService::new(front.cluster(), tenants.clone()))
+            .add_service(InterceptedService::new(tenants.clone().server(), tenants))
+            .add_service(given.map_err(broken)?.server())
             .add_service(health_service)
-            .add_service(reflection(&[InferenceServer::<Front>::NAME, ClusterServer::<Front>::NAME])?);
+            .add_service(reflection(&[
+                InferenceServer::<Front>::NAME,
+                JobsServer::<Front>::NAME,
+                ClusterServer::<Front>::NAME,
+                TenantsServer::<Tenants>::NAME,
+            ])?);
         let closing = CancellationToken::new();
         let until = closing.clone();
+        let incoming = listener.behind(&security, Door::Public);
         let serving =
-            tokio::spawn(
-                async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await },
-            );
+            tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await });
         tokio::spawn(follow_readiness(reigning.clone(), health, draining.clone()));
+
+        let standing = probes.follow_standing(reigning.clone(), led, name.clone(), draining.clone());
+        tokio::spawn(standing);
 
         let ttl = Duration::from_secs(args.node.store.ttl);
         let candidate = Candidate { id: name.clone(), address: address.clone() };
         let election =
             Election::start(config, &args.node.store.cluster, candidate.clone(), ttl).map_err(Failure::mistake)?;
-        let tokenizer = || Tokenizer::load(&checkpoint.files, &checkpoint.spec);
-        tokenizer()?;
         let over = CancellationToken::new();
         let reigns = follow_election(election.leadership(), candidate, realm, tokenizer, &reign, &leader, over.clone());
         output::print_line(&format!("coordinator {name} {address}"));
+        telemetry.announce();
         tokio::select! {
             ended = reigns => ended?,
             () = signals.any() => {}
@@ -222,8 +264,9 @@ fn election_gone() -> Failure {
 async fn another_model(leader: &Candidate, realm: &Realm) -> Failure {
     loop {
         let ask = async {
-            let channel = janus_wire::connect(&leader.address, &realm.security).await.ok()?;
-            let answer = InferenceClient::new(channel).describe(DescribeModelRequest::default()).await.ok()?;
+            let security = realm.security.to(Role::Coordinator);
+            let channel = janus_wire::connect(&leader.address, &security).await.ok()?;
+            let answer = InferenceClient::new(channel).describe(signed(DescribeModelRequest::default())).await.ok()?;
             Some(answer.into_inner())
         };
         if let Ok(Some(served)) = tokio::time::timeout(DESCRIBE, ask).await {

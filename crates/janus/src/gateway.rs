@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Door, Gateway as Args};
 use crate::failure::{Failure, Outcome};
 use crate::serve::{Signals, check_listen};
+use crate::telemetry::Telemetry;
 use crate::{output, session};
 
 /// Where the door of `janus serve` is if nobody says otherwise.
@@ -20,14 +21,16 @@ const GRACE: Duration = Duration::from_secs(60);
 /// How long their last bytes may take, once what answers them is gone.
 const FLUSH: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(args: Args) -> Outcome {
-    check_listen(&args.listen, args.insecure)?;
-    let gateway = open(args.endpoint, args.door, Security::Plain)?;
+pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
+    let security = args.tls.security()?;
+    check_listen(&args.listen, args.insecure, &security)?;
+    let gateway = counted(open(args.endpoint, args.door, security.clone())?, telemetry);
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
-        let running = Running::start(gateway, listener);
+        let running = Running::start(gateway, listener, security);
         output::print_line(&format!("http {}", running.address));
+        telemetry.announce();
         signals.any().await;
         tokio::select! {
             () = running.stop(GRACE) => {}
@@ -48,6 +51,14 @@ pub(crate) fn open(endpoints: String, door: Door, security: Security) -> Outcome
     })
 }
 
+/// The same gateway, with what is counted in this process.
+pub(crate) fn counted(gateway: Gateway, telemetry: &Telemetry) -> Gateway {
+    match telemetry.scrape() {
+        Some(scrape) => gateway.metrics(scrape),
+        None => gateway,
+    }
+}
+
 /// The port that the command line names.
 pub(crate) async fn listen(address: &str) -> Outcome<Listener> {
     Listener::bind(address).await.map_err(|error| Failure::mistake(format!("--http: {error}")))
@@ -62,8 +73,8 @@ pub(crate) async fn listen_or_not(wanted: Option<&str>) -> Outcome<Result<Listen
 }
 
 /// As for any server, but it is another flag that says so.
-pub(crate) fn check(address: &str, insecure: bool) -> Outcome {
-    let checked = check_listen(address, insecure);
+pub(crate) fn check(address: &str, insecure: bool, security: &Security) -> Outcome {
+    let checked = check_listen(address, insecure, security);
     checked.map_err(|failure| Failure::mistake(failure.to_string().replace("--listen", "--http")))
 }
 
@@ -75,9 +86,9 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(gateway: Gateway, listener: Listener) -> Self {
+    pub(crate) fn start(gateway: Gateway, listener: Listener, security: Security) -> Self {
         let (address, over) = (listener.address(), CancellationToken::new());
-        let serving = tokio::spawn(gateway.serve(listener, over.clone()));
+        let serving = tokio::spawn(gateway.serve(listener, security, over.clone()));
         Running { address, over, serving }
     }
 

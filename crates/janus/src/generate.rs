@@ -80,6 +80,10 @@ pub(crate) fn run(args: Generate) -> Outcome {
     }
     bar.finish_and_clear();
 
+    let first = pictures.first().map_or("none", |picture| &picture.sha256);
+    if let Some(expected) = args.expect.filter(|expected| expected != first) {
+        return Err(Failure::Broken(format!("--expect {expected}: the first picture's ids have {first}")));
+    }
     if args.json {
         let remote = args.compute.endpoint.is_some();
         let images = paths.iter().zip(&pictures).map(|(path, picture)| Picture {

@@ -6,7 +6,7 @@ use janus_spec::{Layout, Tokenizer};
 use serde::Serialize;
 
 use crate::args::Inspect;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::{checkpoint, output};
 
 #[derive(Serialize)]
@@ -47,6 +47,12 @@ pub(crate) fn run(args: Inspect) -> Outcome {
     let checkpoint = Checkpoint::open(checkpoint::files(&args.model)?)?;
     let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec)?;
     let (digest, _) = checkpoint.digests(janus_model::default_threads())?;
+    if let Some(expected) = args.digest.filter(|expected| *expected != digest.to_string()) {
+        return Err(Failure::mistake(format!(
+            "--digest {expected}: the checkpoint in {} is another one, {digest}",
+            args.model
+        )));
+    }
     let spec = checkpoint.spec.clone();
     let mut bytes = PartBytes::default();
     let mut parameters = 0;

@@ -6,14 +6,19 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use janus_coordinator::jobs::{Jobs, Setup};
+use janus_coordinator::ledger::write_logs;
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Alone, Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode};
+use janus_coordinator::{Alone, Coordinator, Driver, DriverHandle, Ledger, Model, Parts, Places, StageNode, Tenants};
 use janus_model::llama::Workspace;
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
+use janus_wire::tls::Door;
 use janus_wire::v1::MemberStatus;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_server::InferenceServer;
+use janus_wire::v1::jobs_server::JobsServer;
+use janus_wire::v1::tenants_server::TenantsServer;
 use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
@@ -22,13 +27,19 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
+use crate::certs;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::{self, Kept};
+use crate::worker::read_bandwidth;
 
+/// What the cluster inside one process is called.
+const CLUSTER: &str = "local";
 /// Units open at once in one pipeline.
 pub(crate) const SLOTS: usize = 512;
 /// Units that may wait.
@@ -37,6 +48,8 @@ pub(crate) const QUEUE: usize = 1024;
 pub(crate) const ROWS: usize = 16;
 /// Encoder features kept at the first stage.
 pub(crate) const FEATURE_BYTES: usize = 256 << 20;
+/// How often token logs of jobs are written down, where there is a place.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How long a pipeline in this process may take from its weights to its first id.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// How long a lost encoder or decoder of this process is tried again.
@@ -56,6 +69,14 @@ pub(crate) struct Options {
     pub(crate) kv: KvDtype,
     /// What is loaded now; the rest waits until it is first needed.
     pub(crate) needs: Needs,
+    /// Of the public port; if it is encrypted, so is what the parts say to each other.
+    pub(crate) security: Security,
+    /// Somebody looks at its metrics.
+    pub(crate) counts: bool,
+    /// The operator's key: with one, everybody needs a key.
+    pub(crate) operator: Option<String>,
+    /// How jobs are kept; `None` if there are to be none.
+    pub(crate) jobs: Option<kept::Here>,
 }
 
 /// The parts beside the language model that are surely used, so that a damaged one is known before any work.
@@ -84,10 +105,12 @@ pub(crate) struct Local {
     closing: CancellationToken,
     serving: JoinHandle<()>,
     shutdown: CancellationToken,
+    /// What is removed at the end.
+    _forgotten: Option<tempfile::TempDir>,
 }
 
 /// Layers of stage `i` of `n`: contiguous, sizes differing by one at most.
-fn share(layers: usize, i: usize, n: usize) -> Range<usize> {
+pub(crate) fn share(layers: usize, i: usize, n: usize) -> Range<usize> {
     i * layers / n..(i + 1) * layers / n
 }
 
@@ -105,36 +128,53 @@ impl Local {
         // Ports first: a taken one is known before minutes of loading.
         let public = Listener::bind(&options.listen).await.map_err(Failure::mistake)?;
         let address = public.address();
+        let kept = match &options.jobs {
+            Some(alone) => Some(alone.open(CLUSTER).await?),
+            None => None,
+        };
 
         let weights = options.weights.unwrap_or_else(|| checkpoint.native_format());
         let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(janus_model::default_threads)));
         let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec)?;
         let (digest, _) = checkpoint.digests(pool.threads())?;
         let identity = Identity {
-            cluster: "local".to_owned(),
+            cluster: CLUSTER.to_owned(),
             numerics: janus_worker::cpu_numerics(weights, options.kv),
             model: digest.0,
             node: format!("local-{}", std::process::id()),
         };
-        let security = Security::Plain;
+        let security = match options.security.encrypts() {
+            true => certs::within(CLUSTER)?,
+            false => Security::Plain,
+        };
         let shutdown = CancellationToken::new();
         let checkpoint = Arc::new(checkpoint);
 
         let (mut stages, mut encoders, mut decoders) = (Vec::new(), Vec::new(), Vec::new());
         let workspace = Arc::new(Workspace::default());
+        let bandwidth = options.counts.then(|| read_bandwidth(&pool)).flatten();
         for i in 0..options.stages {
             let range = share(layers, i, options.stages);
+            let node = format!("stage-{i}");
             let compute = ModelCompute::load(&checkpoint, pool.clone(), range.clone(), weights, options.kv, SLOTS)?
                 .sharing(workspace.clone());
-            let service =
-                StageService::start(identity.clone(), security.clone(), compute, SLOTS, FEATURE_BYTES, shutdown.clone())
-                    .map_err(broken)?;
+            let service = StageService::start(
+                Identity { node: node.clone(), ..identity.clone() },
+                security.clone(),
+                compute,
+                SLOTS,
+                FEATURE_BYTES,
+                shutdown.clone(),
+            )
+            .map_err(broken)?;
+            bandwidth.into_iter().for_each(|bytes| service.bandwidth(bytes));
             let address = spawn(&security, |server| server.add_service(service.server()), &shutdown).await?;
-            stages.push(StageNode { node: format!("stage-{i}"), address: address.to_string(), layers: range });
+            stages.push(StageNode { node, address: address.to_string(), layers: range });
         }
         let needs = options.needs;
+        let named = |node: &str| Identity { node: node.to_owned(), ..identity.clone() };
         let encoder = EncoderService::start(
-            identity.clone(),
+            named("encoder-0"),
             security.clone(),
             checkpoint.clone(),
             pool.clone(),
@@ -143,7 +183,7 @@ impl Local {
         );
         let encoder = encoder.map_err(Failure::mistake)?;
         encoders.push(spawn(&security, |server| server.add_service(encoder.server()), &shutdown).await?.to_string());
-        let decoder = DecoderService::start(identity.clone(), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
+        let decoder = DecoderService::start(named("decoder-0"), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
         let decoder = decoder.map_err(Failure::mistake)?;
         decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
 
@@ -171,6 +211,14 @@ impl Local {
         let parts_here = members(&stages_here, &encoders, &decoders, &identity);
         let alone = Alone::new(identity.node.clone(), address.to_string(), vec![driver.clone()], parts_here);
         let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
+        let model_digest = identity.model;
+        let tenants = match &kept {
+            Some(kept) => {
+                let operator = options.operator.as_deref();
+                Tenants::start(kept.store.clone(), kept.keys.clone(), operator, shutdown.clone())
+            }
+            None => Tenants::open(),
+        };
         let parts = Parts {
             identity,
             security: security.clone(),
@@ -179,22 +227,36 @@ impl Local {
             decoders: watch::channel(decoders).1,
             patience: PATIENCE,
             ledger: None,
+            tenants: tenants.clone(),
             draining: draining.clone(),
             over: shutdown.clone(),
         };
         let coordinator = Coordinator::new(model, parts);
+        let seen = driver.clone();
+        janus_coordinator::observe_drivers(move || vec![seen.clone()]);
+        let (jobs, forgotten) = match kept {
+            Some(kept) => keep_jobs(kept, &coordinator, &driver, &tenants, model_digest, &shutdown).await?,
+            None => (None, None),
+        };
 
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
-        let reflection = reflection(&[InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME])?;
-        let router = janus_wire::server(&security).map_err(broken)?;
-        let mut router = router;
-        let router = router.add_service(coordinator.clone().server()).add_service(alone.server());
+        let mut services = vec![InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME];
+        services.push(TenantsServer::<Tenants>::NAME);
+        services.extend(jobs.as_ref().map(|_| JobsServer::<Jobs>::NAME));
+        let reflection = reflection(&services)?;
+        let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?;
+        let router = router
+            .add_service(InterceptedService::new(coordinator.clone().server(), tenants.clone()))
+            .add_service(InterceptedService::new(alone.server(), tenants.clone()))
+            .add_service(InterceptedService::new(tenants.clone().server(), tenants.clone()))
+            .add_optional_service(jobs.map(|jobs| InterceptedService::new(jobs.server(), tenants)));
         let router = router.add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();
         let until = closing.clone();
+        let incoming = public.behind(&options.security, Door::Public);
         let serving = tokio::spawn(async move {
-            if let Err(error) = router.serve_with_incoming_shutdown(public.incoming(), until.cancelled_owned()).await {
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await {
                 tracing::error!(%error, "the public server ended");
             }
         });
@@ -212,7 +274,8 @@ impl Local {
             }
         });
 
-        let local = Local { address, driver, coordinator, draining, closing, serving, shutdown };
+        let _forgotten = forgotten;
+        let local = Local { address, driver, coordinator, draining, closing, serving, shutdown, _forgotten };
         local.ready().await?;
         // Whoever is told that we are ready must find us healthy.
         report(&health, true).await;
@@ -269,6 +332,54 @@ fn members(stages: &[StageNode], encoders: &[String], decoders: &[String], ident
     stages.chain(encoders).chain(decoders).collect()
 }
 
+/// Starts the jobs of a cluster in one process. What is to outlive it is written down now and then.
+async fn keep_jobs(
+    kept: Kept,
+    coordinator: &Coordinator,
+    driver: &DriverHandle,
+    tenants: &Tenants,
+    model: [u8; 32],
+    over: &CancellationToken,
+) -> Outcome<(Option<Jobs>, Option<tempfile::TempDir>)> {
+    let Kept { store, keys, epoch, objects, options, forgotten } = kept;
+    let options = kept::for_tenants(options, tenants.clone());
+    tenants.read_usage().await.map_err(Failure::mistake)?;
+    let (counted, drivers, fence) = (tenants.clone(), vec![driver.clone()], Some((CLUSTER.to_owned(), epoch)));
+    let counting = async move { counted.measure(drivers, fence, LOG_EVERY).await };
+    let ended = over.clone();
+    tokio::spawn(async move { ended.run_until_cancelled(counting).await });
+    let (_, logs) = Ledger::read(store.as_ref(), &keys).await.map_err(Failure::mistake)?;
+    let setup = Setup {
+        store: store.clone(),
+        keys: keys.clone(),
+        cluster: CLUSTER.to_owned(),
+        epoch,
+        objects,
+        options,
+        engine: coordinator.units(logs),
+        model,
+    };
+    let jobs = Jobs::start(setup, over.clone()).await;
+    let (driver, until) = (driver.clone(), over.clone());
+    let lasting = forgotten.is_none();
+    let write = async move {
+        loop {
+            tokio::time::sleep(LOG_EVERY).await;
+            if lasting {
+                let written = write_logs(store.as_ref(), &keys, CLUSTER, epoch, 1, driver.logs().await).await;
+                if let Err(error) = written {
+                    tracing::warn!(%error, "token logs are not written down");
+                }
+            }
+            if let Ok(listing) = store.list(&keys.epoch()).await {
+                let _ = store.compact(listing.revision).await;
+            }
+        }
+    };
+    tokio::spawn(async move { until.run_until_cancelled(write).await });
+    Ok((jobs, forgotten))
+}
+
 /// Reflection of these services and of health; the descriptors hold the nodes' services too, which are not served here.
 pub(crate) fn reflection(services: &[&str]) -> Outcome<ServerReflectionServer<impl ServerReflection + use<>>> {
     let mut builder = tonic_reflection::server::Builder::configure()
@@ -306,7 +417,8 @@ async fn spawn(
     let mut server = janus_wire::server(security).map_err(broken)?;
     let router = add(&mut server);
     let until = shutdown.clone();
-    tokio::spawn(async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await });
+    let incoming = listener.behind(security, Door::Nodes);
+    tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await });
     Ok(address)
 }
 

@@ -8,20 +8,28 @@ use janus_wire::Security;
 
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::Here;
 use crate::local::{Local, Needs, Options};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, gateway, output, session};
 
 /// How long running requests may take after a signal.
 const GRACE: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(args: Serve) -> Outcome {
-    check_listen(&args.listen, args.insecure)?;
+pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
+    let security = args.tls.security()?;
+    check_listen(&args.listen, args.insecure, &security)?;
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.insecure, operator.as_deref())?;
     if let Some(http) = &args.http {
-        gateway::check(http, args.insecure)?;
+        gateway::check(http, args.insecure, &security)?;
     }
     // What is wrong with its flags is known before minutes of loading.
-    gateway::open(args.listen.clone(), args.door.clone(), Security::Plain)?;
+    gateway::open(args.listen.clone(), args.door.clone(), security.clone())?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
+    if args.state.is_none() {
+        eprintln!("janus: jobs are forgotten when this process ends; --state DIR keeps them");
+    }
     let options = Options {
         listen: args.listen,
         model: args.here.model,
@@ -30,6 +38,10 @@ pub(crate) fn run(args: Serve) -> Outcome {
         weights: args.here.weights.map(WeightFormat::from),
         kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,
+        security: security.clone(),
+        counts: args.sight.counts(),
+        operator,
+        jobs: Some(Here { state: args.state, keep: args.keep, anywhere: None }),
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
@@ -41,8 +53,9 @@ pub(crate) fn run(args: Serve) -> Outcome {
         output::print_line(&format!("ready {}", local.address));
         let door = match http {
             Ok(listener) => {
-                let gateway = gateway::open(local.address.to_string(), args.door, Security::Plain)?;
-                let door = gateway::Running::start(gateway, listener);
+                let gateway = gateway::open(local.address.to_string(), args.door, security.clone())?;
+                let gateway = gateway::counted(gateway, telemetry);
+                let door = gateway::Running::start(gateway, listener, security.clone());
                 output::print_line(&format!("http {}", door.address));
                 Some(door)
             }
@@ -51,6 +64,7 @@ pub(crate) fn run(args: Serve) -> Outcome {
                 None
             }
         };
+        telemetry.announce();
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
         let finish = async {
@@ -68,18 +82,38 @@ pub(crate) fn run(args: Serve) -> Outcome {
     })
 }
 
-/// Anybody who reaches the port can use it, so anything but loopback must be meant.
-pub(crate) fn check_listen(listen: &str, insecure: bool) -> Outcome {
+/// What is said on a network can be read there, so anything but loopback without TLS must be meant.
+pub(crate) fn check_listen(listen: &str, insecure: bool, security: &Security) -> Outcome {
     let addresses =
         listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
     let open = addresses.into_iter().find(|a| !a.ip().is_loopback());
     match open {
-        Some(address) if !insecure => Err(Failure::mistake(format!(
-            "--listen {listen}: {} is reachable from other machines and there is no encryption; say --insecure if the network is \
-             trusted, or listen on 127.0.0.1",
+        Some(address) if !insecure && !security.encrypts() => Err(Failure::mistake(format!(
+            "--listen {listen}: {} is reachable from other machines and there is no encryption; give certificates (--tls-ca, \
+             --tls-cert, --tls-key), say --insecure if the network is trusted, or listen on 127.0.0.1",
             address.ip()
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Who has no key can be anybody, so a port that others reach asks for one, unless that is meant.
+pub(crate) fn check_credentials(listen: &str, insecure: bool, key: Option<&str>) -> Outcome {
+    let addresses =
+        listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
+    match addresses.into_iter().find(|a| !a.ip().is_loopback()) {
+        Some(address) if !insecure && key.is_none() => Err(Failure::mistake(format!(
+            "--listen {listen}: {} is reachable from other machines and nobody would need a key; give the operator's \
+             (--operator-key-file, JANUS_OPERATOR_KEY), say --insecure if everybody there is trusted, or listen on 127.0.0.1",
+            address.ip()
+        ))),
+        Some(_) => Ok(()),
+        None => {
+            if key.is_none() {
+                eprintln!("janus: no keys are asked for: whoever is on this machine may do everything");
+            }
+            Ok(())
+        }
     }
 }
 
@@ -126,14 +160,18 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::check_listen;
+    use janus_wire::Security;
 
     #[test]
     fn only_loopback_is_open_by_default() {
+        let check_listen = |listen, insecure| check_listen(listen, insecure, &Security::Plain);
         assert!(check_listen("127.0.0.1:7070", false).is_ok());
         assert!(check_listen("[::1]:7070", false).is_ok());
         assert!(check_listen("0.0.0.0:7070", true).is_ok());
         let refused = check_listen("0.0.0.0:7070", false).unwrap_err().to_string();
         assert!(refused.contains("--insecure") && refused.contains("0.0.0.0"));
+        let encrypted = crate::certs::within("a").unwrap();
+        assert!(super::check_listen("0.0.0.0:7070", false, &encrypted).is_ok());
         assert!(check_listen("nonsense", false).unwrap_err().to_string().contains("host:port"));
     }
 }

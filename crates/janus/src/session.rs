@@ -14,6 +14,7 @@ use tonic::{Code, Response, Status};
 
 use crate::args::Compute;
 use crate::checkpoint;
+use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
 use crate::local::{Local, Needs, Options};
 
@@ -37,6 +38,7 @@ pub(crate) struct Session {
     runtime: Runtime,
     /// Where coordinators are, the one that led last first.
     endpoints: Vec<String>,
+    security: Security,
     client: InferenceClient<Channel>,
     /// What is served.
     pub(crate) model: v1::DescribeModelResponse,
@@ -94,7 +96,8 @@ impl Session {
     /// Connects, or starts a cluster in this process that loads `needs` now.
     pub(crate) fn open(compute: &Compute, needs: Needs) -> Outcome<Self> {
         match &compute.endpoint {
-            Some(endpoint) => Self::connect(runtime()?, endpoint, None),
+            Some(endpoint) => Self::connect(runtime()?, endpoint, None, compute.tls.security()?),
+            None if compute.tls.asked() => Err(Failure::mistake("--tls-ca, --tls-cert and --tls-key are for --endpoint")),
             None => {
                 let checkpoint = Checkpoint::open(checkpoint::files(&compute.here.model)?)?;
                 let options = Options {
@@ -105,6 +108,10 @@ impl Session {
                     weights: compute.here.weights.map(WeightFormat::from),
                     kv: KvDtype::from(compute.here.kv),
                     needs,
+                    security: Security::Plain,
+                    counts: false,
+                    operator: None,
+                    jobs: None,
                 };
                 Self::start(checkpoint, options)
             }
@@ -119,14 +126,14 @@ impl Session {
         })?;
         let local = runtime.block_on(Local::start(checkpoint, options))?;
         let address = local.address.to_string();
-        Self::connect(runtime, &address, Some(local))
+        Self::connect(runtime, &address, Some(local), Security::Plain)
     }
 
-    fn connect(runtime: Runtime, address: &str, local: Option<Local>) -> Outcome<Self> {
+    fn connect(runtime: Runtime, address: &str, local: Option<Local>, security: Security) -> Outcome<Self> {
         let mut endpoints: Vec<String> =
             address.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect();
-        let (client, model) = runtime.block_on(connect(&mut endpoints))?;
-        Ok(Session { runtime, client, local, endpoints, model, requests: 0 })
+        let (client, model) = runtime.block_on(connect(&mut endpoints, &security))?;
+        Ok(Session { runtime, client, local, endpoints, security, model, requests: 0 })
     }
 
     /// A fresh request id: two processes, or two calls of one, never share one.
@@ -212,7 +219,7 @@ impl Session {
         tracing::info!(error = status.message(), "the coordinator is lost; looking for its successor");
         self.runtime.block_on(async {
             loop {
-                match connect(&mut self.endpoints).await {
+                match connect(&mut self.endpoints, &self.security).await {
                     Ok((client, _)) => {
                         self.client = client;
                         tokio::time::sleep(PAUSE).await;
@@ -236,7 +243,7 @@ impl Session {
         let request = v1::TokenizeRequest { header: Some(self.header()), image };
         let answer = self.once_or_again(|mut client| {
             let request = request.clone();
-            async move { client.tokenize(request).await }
+            async move { client.tokenize(signed(request)).await }
         })?;
         Ok(answer.tokens)
     }
@@ -246,7 +253,7 @@ impl Session {
         let request = v1::DetokenizeRequest { header: Some(self.header()), tokens };
         let answer = self.once_or_again(|mut client| {
             let request = request.clone();
-            async move { client.detokenize(request).await }
+            async move { client.detokenize(signed(request)).await }
         })?;
         picture(answer.width, answer.height, &answer.rgb)
     }
@@ -279,7 +286,7 @@ impl Painting {
         course: &mut Course,
         on_progress: &mut impl FnMut(u32, u32),
     ) -> Ended {
-        let mut events = match client.generate_image(request).await {
+        let mut events = match client.generate_image(signed(request)).await {
             Ok(events) => events.into_inner(),
             Err(status) => return lost(status),
         };
@@ -327,7 +334,7 @@ impl Answering {
         course: &mut Course,
         on_text: &mut impl FnMut(&str),
     ) -> Ended {
-        let mut events = match client.chat(request).await {
+        let mut events = match client.chat(signed(request)).await {
             Ok(events) => events.into_inner(),
             Err(status) => return lost(status),
         };
@@ -376,7 +383,10 @@ fn follow(endpoints: &mut Vec<String>, status: &Status) {
 }
 
 /// The first of the endpoints that leads, or knows who does.
-async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channel>, v1::DescribeModelResponse)> {
+async fn connect(
+    endpoints: &mut Vec<String>,
+    security: &Security,
+) -> Outcome<(InferenceClient<Channel>, v1::DescribeModelResponse)> {
     let started = Instant::now();
     loop {
         let mut last = Failure::mistake("--endpoint is empty: give host:port");
@@ -384,7 +394,7 @@ async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channe
         let mut at = 0;
         while let Some(address) = endpoints.get(at).cloned() {
             at += 1;
-            let client = match client(&address).await {
+            let client = match client(&address, security).await {
                 Ok(client) => client,
                 Err(error @ janus_wire::Error::Address { .. }) => {
                     return Err(Failure::mistake(format!("--endpoint: {error}")));
@@ -394,7 +404,7 @@ async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channe
                     continue;
                 }
             };
-            let describe = client.clone().describe(v1::DescribeModelRequest::default()).await;
+            let describe = client.clone().describe(signed(v1::DescribeModelRequest::default())).await;
             match describe {
                 Ok(model) => {
                     endpoints.remove(at - 1);
@@ -422,8 +432,8 @@ async fn connect(endpoints: &mut Vec<String>) -> Outcome<(InferenceClient<Channe
     }
 }
 
-async fn client(address: &str) -> Result<InferenceClient<Channel>, janus_wire::Error> {
-    let client = InferenceClient::new(janus_wire::connect(address, &Security::Plain).await?);
+async fn client(address: &str, security: &Security) -> Result<InferenceClient<Channel>, janus_wire::Error> {
+    let client = InferenceClient::new(janus_wire::connect(address, security).await?);
     Ok(client.max_decoding_message_size(MAX_CLIENT_MESSAGE).max_encoding_message_size(MAX_CLIENT_MESSAGE))
 }
 

@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response};
 
 use crate::args::{Drain, Status as Args};
+use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
 use crate::{output, session};
 
@@ -64,7 +65,8 @@ struct Requests {
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
-    let answer = session::runtime()?.block_on(cluster(&args.endpoint))?;
+    let security = args.tls.security()?;
+    let answer = session::runtime()?.block_on(cluster(&args.endpoint, &security))?;
     if args.json {
         return output::print_json(&json(&answer));
     }
@@ -74,22 +76,23 @@ pub(crate) fn run(args: Args) -> Outcome {
 
 pub(crate) fn drain(args: Drain) -> Outcome {
     let node = args.node.clone();
-    session::runtime()?.block_on(asked(&args.endpoint, |mut client: ClusterClient<Channel>| {
+    let security = args.tls.security()?;
+    session::runtime()?.block_on(asked(&args.endpoint, &security, |mut client: ClusterClient<Channel>| {
         let node = node.clone();
-        async move { client.drain(DrainRequest { node }).await }
+        async move { client.drain(signed(DrainRequest { node })).await }
     }))?;
     output::print_line(&format!("{} is drained: it can be stopped", args.node));
     Ok(())
 }
 
 /// What the leader says. A standby knows the members alone, and is believed only if no leader answers.
-pub(crate) async fn cluster(endpoints: &str) -> Outcome<StatusResponse> {
-    let ask = |mut client: ClusterClient<Channel>| async move { client.status(StatusRequest {}).await };
+pub(crate) async fn cluster(endpoints: &str, security: &Security) -> Outcome<StatusResponse> {
+    let ask = |mut client: ClusterClient<Channel>| async move { client.status(signed(StatusRequest {})).await };
     let mut addresses: Vec<String> = addresses(endpoints);
     let (mut standby, mut last, mut at) = (None, Failure::mistake("--endpoint is empty: give host:port"), 0);
     while let Some(address) = addresses.get(at).cloned() {
         at += 1;
-        match asked(&address, ask).await {
+        match asked(&address, security, ask).await {
             Ok(answer) if !answer.pipelines.is_empty() => return Ok(answer),
             Ok(answer) => {
                 if !answer.leader_address.is_empty() && !addresses.contains(&answer.leader_address) {
@@ -108,7 +111,11 @@ fn addresses(endpoints: &str) -> Vec<String> {
 }
 
 /// Asks one coordinator after the other, and the leader that one of them names.
-pub(crate) async fn asked<R, F>(endpoints: &str, call: impl Fn(ClusterClient<Channel>) -> F) -> Outcome<R>
+pub(crate) async fn asked<R, F>(
+    endpoints: &str,
+    security: &Security,
+    call: impl Fn(ClusterClient<Channel>) -> F,
+) -> Outcome<R>
 where
     F: Future<Output = Result<Response<R>, tonic::Status>>,
 {
@@ -117,7 +124,7 @@ where
     let mut at = 0;
     while let Some(address) = addresses.get(at).cloned() {
         at += 1;
-        let channel = match janus_wire::connect(&address, &Security::Plain).await {
+        let channel = match janus_wire::connect(&address, security).await {
             Ok(channel) => channel,
             Err(error @ janus_wire::Error::Address { .. }) => return Err(Failure::mistake(format!("--endpoint: {error}"))),
             Err(error) => {

@@ -25,6 +25,15 @@ pub(crate) fn bar(steps: usize, what: &str) -> ProgressBar {
     bar
 }
 
+/// A bar over so many bytes that come from elsewhere; hidden unless stderr is a terminal.
+pub(crate) fn bytes(total: u64, what: &str) -> ProgressBar {
+    let bar = bar(usize::try_from(total).unwrap_or(usize::MAX), what);
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:32}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
 /// How a terminal can show pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {

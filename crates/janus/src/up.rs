@@ -7,16 +7,21 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use janus_wire::tls::{Role, Roles};
 use janus_wire::{Listener, Security};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Tether, Up};
+use crate::certs::Papers;
 use crate::failure::{Failure, Outcome};
-use crate::serve::{Signals, check_listen};
+use crate::jobs::kept::folder_url;
+use crate::serve::{Signals, check_credentials, check_listen};
 use crate::worker::available_memory;
 use crate::{checkpoint, gateway, output, status};
 
+/// Name of the cluster: that of `--cluster` unless it is said.
+const CLUSTER: &str = "janus";
 /// Pause before a part is started again: doubled each time, up to the second value...
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// ...and forgotten when it has lived for so long.
@@ -33,9 +38,14 @@ struct Part {
 }
 
 pub(crate) fn run(args: Up) -> Outcome {
-    check_listen(&args.listen, args.insecure)?;
+    // With --tls the certificates are made below, so what matters is that there will be some.
+    if !args.tls {
+        check_listen(&args.listen, args.insecure, &Security::Plain)?;
+    }
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.insecure, operator.as_deref())?;
     if let Some(http) = &args.http {
-        gateway::check(http, args.insecure)?;
+        gateway::check(http, args.insecure || args.tls, &Security::Plain)?;
     }
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
@@ -67,28 +77,47 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
         None => None,
     };
     let (client, peer) = (free_port().await?, free_port().await?);
-    let url = format!("http://127.0.0.1:{client}");
+    let papers = match args.tls {
+        true => Some(papers(&state, &public)?),
+        false => None,
+    };
+    let papers = papers.as_ref();
+    let url = format!("{}://127.0.0.1:{client}", if args.tls { "https" } else { "http" });
     let exe = std::env::current_exe().map_err(|e| Failure::Broken(format!("this program's own path: {e}")))?;
 
     let over = CancellationToken::new();
     let mut parts = tokio::task::JoinSet::new();
-    parts.spawn(keep(etcd_part(&etcd, &state, &url, peer), over.clone()));
+    parts.spawn(keep(etcd_part(&etcd, &state, &url, peer, papers)?, over.clone()));
     // Workers first: the coordinator then finds all of them.
-    for part in workers(&args, &exe, &url) {
+    let mut metrics = metrics_ports(&args, public.len())?;
+    for mut part in workers(&args, &exe, &url, papers)? {
+        part.command.extend(args.sight.passed_on(metrics.workers.next()));
         parts.spawn(keep(part, over.clone()));
     }
+    let jobs = match &args.keep.jobs {
+        Some(url) => url.to_string(),
+        None => folder_url(&state.join("jobs"))?.to_string(),
+    };
     for (i, address) in public.iter().enumerate() {
-        parts.spawn(keep(coordinator(&args, &exe, &url, i, address), over.clone()));
+        let mut part = coordinator(&args, &exe, &url, &jobs, i, address, papers)?;
+        part.command.extend(args.sight.passed_on(metrics.coordinators.next()));
+        parts.spawn(keep(part, over.clone()));
     }
 
+    let security = match papers {
+        Some(papers) => Security::files(papers.issue("client", Role::Client.into())?).map_err(Failure::mistake)?,
+        None => Security::Plain,
+    };
     let endpoints = public.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     if let Some(http) = http {
-        parts.spawn(keep(door(&args, &exe, &endpoints, &http), over.clone()));
+        let mut part = door(&args, &exe, &endpoints, &http, papers)?;
+        part.command.extend(args.sight.passed_on(metrics.workers.next()));
+        parts.spawn(keep(part, over.clone()));
     }
     let ready = async {
         loop {
             // Whichever of them leads.
-            if let Ok(answer) = status::cluster(&endpoints).await
+            if let Ok(answer) = status::cluster(&endpoints, &security).await
                 && !answer.pipelines.is_empty()
                 && answer.pipelines.iter().all(|p| p.state == "ready")
                 && ["encoder", "decoder"].iter().all(|role| answer.members.iter().any(|m| m.roles.iter().any(|r| r == role)))
@@ -105,6 +134,9 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     };
     let failed = tokio::select! {
         () = ready => {
+            if let Some(papers) = papers {
+                eprintln!("janus: clients connect with --tls-ca {}", papers.ca().display());
+            }
             output::print_line(&format!("ready {endpoints}"));
             if let Some(http) = http {
                 output::print_line(&format!("http {http}"));
@@ -172,8 +204,31 @@ async fn stop(child: &mut Child) {
     }
 }
 
-fn etcd_part(etcd: &Path, state: &Path, url: &str, peer: u16) -> Part {
-    let peer = format!("http://127.0.0.1:{peer}");
+/// The authority of this cluster, and where its parts are found.
+fn papers(state: &Path, public: &[SocketAddr]) -> Outcome<Papers> {
+    let mut hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    hosts.extend(public.iter().map(|address| address.ip().to_string()));
+    hosts.sort();
+    hosts.dedup();
+    Papers::new(state.join("tls"), CLUSTER, hosts)
+}
+
+/// What a part is told of its certificate and, if it uses the store, of the one that it shows to etcd: the same.
+fn tls_flags(papers: Option<&Papers>, name: &str, roles: Roles, store: bool) -> Outcome<Vec<OsString>> {
+    let Some(papers) = papers else { return Ok(Vec::new()) };
+    let files = papers.issue(name, roles)?;
+    let mut flags: Vec<OsString> = Vec::new();
+    let kinds = [["--tls-ca", "--etcd-ca"], ["--tls-cert", "--etcd-cert"], ["--tls-key", "--etcd-key"]];
+    let (cert, key) = files.own.unwrap_or_default();
+    for (names, file) in kinds.iter().zip([files.authority, cert, key]) {
+        let names = &names[..if store { 2 } else { 1 }];
+        flags.extend(names.iter().flat_map(|flag| [OsString::from(flag), file.clone().into()]));
+    }
+    Ok(flags)
+}
+
+fn etcd_part(etcd: &Path, state: &Path, url: &str, peer: u16, papers: Option<&Papers>) -> Outcome<Part> {
+    let peer = format!("{}://127.0.0.1:{peer}", if papers.is_some() { "https" } else { "http" });
     let flags = [
         ("--name", "janus".to_owned()),
         ("--data-dir", state.join("etcd").display().to_string()),
@@ -188,16 +243,27 @@ fn etcd_part(etcd: &Path, state: &Path, url: &str, peer: u16) -> Part {
         ("--logger", "zap".to_owned()),
     ];
     let flags = flags.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]);
-    Part { name: "etcd".to_owned(), command: [etcd.as_os_str().to_owned()].into_iter().chain(flags).collect() }
+    let mut command: Vec<OsString> = [etcd.as_os_str().to_owned()].into_iter().chain(flags).collect();
+    if let Some(papers) = papers {
+        let files = papers.issue("etcd", Roles::default())?;
+        let (cert, key) = files.own.unwrap_or_default();
+        for prefix in ["--", "--peer-"] {
+            for (flag, file) in [("trusted-ca-file", &files.authority), ("cert-file", &cert), ("key-file", &key)] {
+                command.extend([format!("{prefix}{flag}").into(), file.into()]);
+            }
+            command.push(format!("{prefix}client-cert-auth").into());
+        }
+    }
+    Ok(Part { name: "etcd".to_owned(), command })
 }
 
-fn workers(args: &Up, exe: &Path, url: &str) -> Vec<Part> {
+fn workers(args: &Up, exe: &Path, url: &str, papers: Option<&Papers>) -> Outcome<Vec<Part>> {
     let stages = args.here.stages * args.pipelines + args.spares;
     let memory = available_memory() / stages as u64 * 8 / 10;
-    let worker = |name: String, role: &str, slow: bool| {
+    let worker = |name: String, role: Role, slow: bool| -> Outcome<Part> {
         let mut command: Vec<OsString> = vec![exe.into(), "worker".into()];
         let mut flag = |flag: &str, value: String| command.extend([flag.into(), value.into()]);
-        flag("--role", role.to_owned());
+        flag("--role", role.name().to_owned());
         flag("--name", name.clone());
         flag("--etcd", url.to_owned());
         flag("--ttl", args.ttl.to_string());
@@ -216,17 +282,29 @@ fn workers(args: &Up, exe: &Path, url: &str) -> Vec<Part> {
         if args.test {
             command.push("--test".into());
         }
-        Part { name, command }
+        command.extend(tls_flags(papers, &name, role.into(), true)?);
+        Ok(Part { name, command })
     };
-    let mut parts: Vec<Part> = (0..stages).map(|i| worker(format!("stage-{i}"), "stage", true)).collect();
-    for i in 0..args.painters {
-        parts.push(worker(format!("encoder-{i}"), "encoder", false));
-        parts.push(worker(format!("decoder-{i}"), "decoder", false));
+    let mut parts = Vec::new();
+    for i in 0..stages {
+        parts.push(worker(format!("stage-{i}"), Role::Stage, true)?);
     }
-    parts
+    for i in 0..args.painters {
+        parts.push(worker(format!("encoder-{i}"), Role::Encoder, false)?);
+        parts.push(worker(format!("decoder-{i}"), Role::Decoder, false)?);
+    }
+    Ok(parts)
 }
 
-fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr) -> Part {
+fn coordinator(
+    args: &Up,
+    exe: &Path,
+    url: &str,
+    jobs: &str,
+    i: usize,
+    address: &SocketAddr,
+    papers: Option<&Papers>,
+) -> Outcome<Part> {
     let name = format!("coordinator-{i}");
     let mut command: Vec<OsString> = vec![exe.into(), "coordinator".into()];
     let flags = [
@@ -238,19 +316,30 @@ fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr)
         ("--stages", args.here.stages.to_string()),
         ("--pipelines", args.pipelines.to_string()),
         ("--spares", args.spares.to_string()),
+        ("--jobs", jobs.to_owned()),
+        ("--jobs-window", args.keep.jobs_window.to_string()),
+        ("--jobs-keep", args.keep.jobs_keep.to_string()),
     ];
     command.extend(flags.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]));
     command.extend(["--kv".into(), args.here.kv.name().into()]);
+    for output in &args.keep.jobs_output {
+        command.extend(["--jobs-output".into(), output.as_str().into()]);
+    }
     if let Some(weights) = args.here.weights {
         command.extend(["--weights".into(), weights.name().into()]);
     }
     if args.insecure {
         command.push("--insecure".into());
     }
-    Part { name, command }
+    // The variable is inherited.
+    if let Some(file) = &args.credentials.operator_key_file {
+        command.extend(["--operator-key-file".into(), file.into()]);
+    }
+    command.extend(tls_flags(papers, &name, Role::Coordinator.into(), true)?);
+    Ok(Part { name, command })
 }
 
-fn door(args: &Up, exe: &Path, endpoints: &str, http: &SocketAddr) -> Part {
+fn door(args: &Up, exe: &Path, endpoints: &str, http: &SocketAddr, papers: Option<&Papers>) -> Outcome<Part> {
     let mut command: Vec<OsString> = vec![exe.into(), "gateway".into()];
     let mut flag = |flag: &str, value: &str| command.extend([flag.into(), value.into()]);
     flag("--listen", &http.to_string());
@@ -260,7 +349,8 @@ fn door(args: &Up, exe: &Path, endpoints: &str, http: &SocketAddr) -> Part {
     if args.insecure {
         command.push("--insecure".into());
     }
-    Part { name: "gateway".to_owned(), command }
+    command.extend(tls_flags(papers, "gateway", Role::Gateway.into(), false)?);
+    Ok(Part { name: "gateway".to_owned(), command })
 }
 
 /// The first coordinator's address as asked for, and the ports after it for the others.
@@ -276,6 +366,31 @@ async fn coordinator_addresses(args: &Up) -> Outcome<Vec<SocketAddr>> {
         taken.push(Listener::bind(&address).await.map_err(|e| Failure::mistake(format!("--listen {}: {e}", args.listen)))?);
     }
     Ok(taken.iter().map(Listener::address).collect())
+}
+
+/// Where the parts' metrics are, one after the other.
+struct Metrics {
+    coordinators: Box<dyn Iterator<Item = String>>,
+    workers: Box<dyn Iterator<Item = String>>,
+}
+
+/// From the port that was asked for on: coordinators, then workers, then the gateway.
+fn metrics_ports(args: &Up, coordinators: usize) -> Outcome<Metrics> {
+    let Some(asked) = &args.sight.metrics else {
+        return Ok(Metrics { coordinators: Box::new(std::iter::empty()), workers: Box::new(std::iter::empty()) });
+    };
+    let wrong = |reason: String| Failure::mistake(format!("--metrics {asked}: {reason}"));
+    let first = asked.to_socket_addrs().map_err(|e| wrong(e.to_string()))?.next();
+    let first = first.ok_or_else(|| wrong("no address".to_owned()))?;
+    let parts = coordinators + args.here.stages * args.pipelines + args.spares + 2 * args.painters + 1;
+    let last = usize::from(first.port()) + parts;
+    if first.port() == 0 || last > usize::from(u16::MAX) {
+        return Err(wrong(format!("{parts} parts take as many ports from there on; name the first one")));
+    }
+    let all = move |from: usize| {
+        (from..).map(move |i| SocketAddr::new(first.ip(), first.port().saturating_add(i as u16)).to_string())
+    };
+    Ok(Metrics { coordinators: Box::new(all(0)), workers: Box::new(all(coordinators)) })
 }
 
 async fn free_port() -> Outcome<u16> {

@@ -7,41 +7,58 @@ use std::time::{Duration, Instant};
 use janus_cluster::{Member, Probe, Registration, RegistrationState, Role as MemberRole, StoreConfig, random_incarnation};
 use janus_model::llama::{Layer, LlamaRange, Span};
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
+use janus_wire::tls::{self, Door};
 use janus_wire::v1::node_client::NodeClient;
 use janus_wire::v1::node_server::{Node, NodeServer};
 use janus_wire::v1::{DrainNodeRequest, DrainNodeResponse, IdentifyRequest, IdentifyResponse};
-use janus_wire::{Identity, Listener, Security};
+use janus_wire::{Guarded, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
 use janus_worker::stage::{Fence, ModelLoader, StageService};
+use janus_worker::weights::WeightsService;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::args::{Roles, Worker};
 use crate::failure::{Failure, Outcome};
 use crate::local::{FEATURE_BYTES, SLOTS, broken};
+use crate::probes::Probes;
 use crate::serve::{Signal, Signals, check_listen};
-use crate::{checkpoint, session};
+use crate::session;
+use crate::telemetry::Telemetry;
 
 /// A process that has a name answers within this, if it lives.
 const PROBE: Duration = Duration::from_secs(1);
 /// Round trips to other members are measured this often.
 const ROUND_TRIPS: Duration = Duration::from_secs(30);
 
-pub(crate) fn run(args: Worker) -> Outcome {
-    check_listen(&args.listen, args.node.insecure)?;
+/// Memory that must be free before half a gigabyte is taken to measure with.
+const ROOM: u64 = 2 << 30;
+
+/// What it speaks with; its certificate has to be one of a node of this cluster with all of its roles.
+pub(crate) fn security(args: &Worker) -> Outcome<Security> {
+    let security = args.node.tls.security()?;
+    check_listen(&args.listen, args.node.insecure, &security)?;
+    let roles = args.role.iter().map(|role| role.certified()).collect::<Vec<_>>();
+    security.suits(&args.node.store.cluster, tls::Roles::of(&roles)).map_err(Failure::mistake)?;
+    Ok(security)
+}
+
+pub(crate) fn run(args: Worker, telemetry: &Telemetry) -> Outcome {
+    let security = security(&args)?;
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
     }
     janus_model::check_cpu()?;
     let store = args.node.store.config()?;
-    let checkpoint = Arc::new(Checkpoint::open(checkpoint::files(&args.node.model)?)?);
-    session::runtime()?.block_on(async {
+    let runtime = session::runtime()?;
+    let ended = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let worker = tokio::select! {
-            worker = Running::start(args, store, checkpoint) => worker?,
-            () = signals.interrupted() => return Ok(()),
+            worker = Running::start(args, security, store) => worker?,
+            () = signals.any() => return Ok(()),
         };
+        telemetry.announce();
         // An interrupt ends it at once, a termination when its work has gone elsewhere.
         if signals.which().await == Signal::Terminate {
             eprintln!("janus: handing over; an interrupt ends it at once");
@@ -52,7 +69,10 @@ pub(crate) fn run(args: Worker) -> Outcome {
         }
         worker.leave().await;
         Ok(())
-    })
+    });
+    // Layers that are still being fetched are not waited for; what has come is on the disk.
+    runtime.shutdown_background();
+    ended
 }
 
 struct Running {
@@ -63,21 +83,22 @@ struct Running {
 }
 
 impl Running {
-    async fn start(args: Worker, store: StoreConfig, checkpoint: Arc<Checkpoint>) -> Outcome<Self> {
+    async fn start(args: Worker, security: Security, store: StoreConfig) -> Outcome<Self> {
+        let checkpoint = Arc::new(crate::weights::open(&args, &store, &security).await?);
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
+        let probes = Probes::serve(args.node.health.as_deref()).await?;
         let address = args.node.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let name = args.node.name.clone().unwrap_or_else(|| format!("worker-{}", listener.address().port()));
         let weights = args.node.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
         let kv = KvDtype::from(args.node.kv);
         let pool = Arc::new(Pool::new(args.threads.unwrap_or_else(janus_model::default_threads)));
-        let (digest, _) = checkpoint.digests(pool.threads())?;
+        let (digest, tensors) = checkpoint.digests(pool.threads())?;
         let identity = Identity {
             cluster: args.node.store.cluster.clone(),
             numerics: janus_worker::cpu_numerics(weights, kv),
             model: digest.0,
             node: name.clone(),
         };
-        let security = Security::Plain;
         let shutdown = CancellationToken::new();
         let has = |role: Roles| args.role.contains(&role);
         let mut router = janus_wire::server(&security).map_err(broken)?;
@@ -90,11 +111,14 @@ impl Running {
             drain: drain.clone(),
             fence: Arc::default(),
         };
-        let mut router = router.add_service(NodeServer::new(node));
+        let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
+        let mut router = router.add_service(Guarded(NodeServer::new(node))).add_service(given.map_err(broken)?.server());
 
         let (mut ms_per_layer, mut ms_per_head, mut held) = (0.0, 0.0, None);
         if has(Roles::Stage) {
-            (ms_per_layer, ms_per_head) = calibrate(&checkpoint, &pool, weights, kv)?;
+            // Any numbers of the model's sizes take as long; its own may not be here.
+            let sample = args.cache.is_some().then(|| Checkpoint::random(checkpoint.spec.clone(), 0));
+            (ms_per_layer, ms_per_head) = calibrate(sample.as_ref().unwrap_or(&checkpoint), &pool, weights, kv)?;
             let delay = Duration::from_millis(args.test_step_delay_ms);
             ms_per_layer += args.test_step_delay_ms as f64 / checkpoint.spec.llm.layers as f64;
             let loader = Arc::new(ModelLoader::new(checkpoint.clone(), pool.clone(), weights, kv, SLOTS));
@@ -108,21 +132,27 @@ impl Running {
             );
             let stage = stage.map_err(broken)?;
             stage.delay(delay);
+            if args.node.sight.counts() {
+                read_bandwidth(&pool).into_iter().for_each(|bytes| stage.bandwidth(bytes));
+            }
             held = Some(stage.held());
             router = router.add_service(stage.server());
         }
         if has(Roles::Encoder) {
             let eager = (true, true);
+            let (identity, security) = (identity.clone(), security.clone());
             let (checkpoint, pool) = (checkpoint.clone(), pool.clone());
-            let encoder = EncoderService::start(identity.clone(), security.clone(), checkpoint, pool, weights, eager);
-            router = router.add_service(encoder.map_err(Failure::mistake)?.server());
+            let load = move || EncoderService::start(identity, security, checkpoint, pool, weights, eager);
+            router = router.add_service(loaded(load).await?.server());
         }
         if has(Roles::Decoder) {
-            let decoder = DecoderService::start(identity.clone(), checkpoint.clone(), pool.clone(), weights, true);
-            router = router.add_service(decoder.map_err(Failure::mistake)?.server());
+            let (identity, checkpoint, pool) = (identity.clone(), checkpoint.clone(), pool.clone());
+            let load = move || DecoderService::start(identity, checkpoint, pool, weights, true);
+            router = router.add_service(loaded(load).await?.server());
         }
         let until = shutdown.clone();
-        tokio::spawn(async move { router.serve_with_incoming_shutdown(listener.incoming(), until.cancelled_owned()).await });
+        let incoming = listener.behind(&security, Door::Nodes);
+        tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, until.cancelled_owned()).await });
 
         let member = Member {
             id: name.clone(),
@@ -145,6 +175,8 @@ impl Running {
         let ttl = Duration::from_secs(args.node.store.ttl);
         let registration = Registration::start(store, &args.node.store.cluster, member, ttl, probe(&security));
         let registration = Arc::new(registration.map_err(Failure::mistake)?);
+        probes.started().await;
+        tokio::spawn(probes.follow_registration(registration.state(), drain.clone()));
         tokio::spawn(tell(registration.state(), name.clone()));
 
         if let Some(mut held) = held.clone() {
@@ -166,6 +198,7 @@ impl Running {
             args.node.store.cluster.clone(),
             name.clone(),
             registration.clone(),
+            security.to(tls::Roles::WORKERS),
         ));
         // Whoever starts workers may wait for this line.
         crate::output::print_line(&format!("worker {name} {address}"));
@@ -187,6 +220,12 @@ impl Running {
         }
         self.shutdown.cancel();
     }
+}
+
+/// Weights may come over the network, so they are waited for where signals are still heard.
+async fn loaded<T: Send + 'static>(load: impl FnOnce() -> Result<T, janus_worker::Error> + Send + 'static) -> Outcome<T> {
+    let loaded = tokio::task::spawn_blocking(load).await;
+    loaded.map_err(|_| broken("loading the weights panicked"))?.map_err(Failure::mistake)
 }
 
 /// Says on stderr what a person should know about the registration.
@@ -212,7 +251,7 @@ async fn tell(mut state: tokio::sync::watch::Receiver<RegistrationState>, name: 
 
 /// Whether the process of a record still answers under its incarnation.
 fn probe(security: &Security) -> Probe {
-    let security = security.clone();
+    let security = security.to(tls::Roles::WORKERS);
     Arc::new(move |member: Member| {
         let security = security.clone();
         Box::pin(async move {
@@ -227,7 +266,13 @@ fn probe(security: &Security) -> Probe {
 }
 
 /// Publishes how long a question to each other member takes.
-async fn measure_round_trips(store: StoreConfig, cluster: String, name: String, registration: Arc<Registration>) {
+async fn measure_round_trips(
+    store: StoreConfig,
+    cluster: String,
+    name: String,
+    registration: Arc<Registration>,
+    security: Security,
+) {
     let registration = Arc::downgrade(&registration);
     let Ok(keys) = janus_cluster::Keys::new(&cluster) else { return };
     let mut ticks = tokio::time::interval(ROUND_TRIPS);
@@ -238,7 +283,7 @@ async fn measure_round_trips(store: StoreConfig, cluster: String, name: String, 
         let others = listing.entries.iter().filter_map(|e| serde_json::from_slice::<Member>(&e.value).ok());
         let mut round_trips = std::collections::BTreeMap::new();
         for other in others.filter(|m| m.id != name) {
-            let Ok(channel) = janus_wire::connect(&other.address, &Security::Plain).await else { continue };
+            let Ok(channel) = janus_wire::connect(&other.address, &security).await else { continue };
             let mut client = NodeClient::new(channel);
             let mut best = f64::INFINITY;
             for _ in 0..3 {
@@ -302,6 +347,11 @@ fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: Kv
     Ok((best, best * parts.gen_head as f64 * bytes / layer_bytes.max(1.0)))
 }
 
+/// Bytes per second that this machine reads, where there is room to measure it.
+pub(crate) fn read_bandwidth(pool: &Pool) -> Option<f64> {
+    (available_memory() > ROOM).then(|| janus_model::measure::read_bandwidth_gb_s(pool) * 1e9)
+}
+
 /// What tells machines apart; processes with the same one share cores.
 pub(crate) fn machine() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -320,6 +370,15 @@ pub(crate) fn available_memory() -> u64 {
 }
 
 impl Roles {
+    /// As it stands in certificates.
+    fn certified(self) -> tls::Role {
+        match self {
+            Roles::Stage => tls::Role::Stage,
+            Roles::Encoder => tls::Role::Encoder,
+            Roles::Decoder => tls::Role::Decoder,
+        }
+    }
+
     fn member(self) -> MemberRole {
         match self {
             Roles::Stage => MemberRole::Stage,

@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use crate::line::Line;
 use crate::{Error, Security};
 
 /// A dead peer is noticed within these two: HTTP/2 pings are sent this often...
@@ -40,27 +41,34 @@ pub async fn connect(address: &str, security: &Security) -> Result<Channel, Erro
 /// As [`connect`].
 pub async fn connect_until(address: &str, security: &Security, over: CancellationToken) -> Result<Channel, Error> {
     let bad = |reason: String| Error::Address { address: address.to_owned(), reason };
-    let url = match address.contains("://") {
-        true => address.to_owned(),
-        false => format!("{}://{address}", security.scheme()),
-    };
-    let uri: Uri = url.parse().map_err(|e| bad(format!("{e}")))?;
+    let (scheme, place) = address.split_once("://").unwrap_or((security.scheme(), address));
+    let parse = |scheme: &str| format!("{scheme}://{place}").parse::<Uri>().map_err(|e| bad(format!("{e}")));
+    let uri = parse(scheme)?;
     if uri.host().is_none_or(str::is_empty) || uri.port_u16().is_none() {
         return Err(bad("expected host:port".to_owned()));
     }
-    let mut endpoint = Endpoint::from(uri)
+    match (scheme, security.encrypts()) {
+        ("http", false) | ("https", true) => {}
+        ("https", false) => return Err(bad("https needs the authority's certificate (--tls-ca)".to_owned())),
+        ("http", true) => return Err(bad("http is not encrypted, and TLS was asked for: write https".to_owned())),
+        _ => return Err(bad("expected http or https".to_owned())),
+    }
+    // To tonic the connection is plain: our own line is what encrypts it. Peers see the scheme as it is.
+    let endpoint = Endpoint::from(parse("http")?)
+        .origin(uri)
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    if let Some(tls) = security.client() {
-        endpoint = endpoint.tls_config(tls).map_err(|e| bad(format!("TLS: {e}")))?;
-    }
+    let security = security.clone();
     let connector = service_fn(move |uri: Uri| {
-        let over = over.clone();
-        async move { dial(&uri).await.map(|stream| TokioIo::new(Cut::new(stream, over))) }
+        let (over, security) = (over.clone(), security.clone());
+        async move {
+            let line = security.dialled(dial(&uri).await?, host(&uri)).await?;
+            Ok::<_, io::Error>(TokioIo::new(Cut::new(line, over)))
+        }
     });
     endpoint.connect_with_connector(connector).await.map_err(|e| {
         let mut reason = e.to_string();
@@ -75,12 +83,12 @@ pub async fn connect_until(address: &str, security: &Security, over: Cancellatio
 
 /// A socket that fails once its token is cancelled.
 struct Cut {
-    stream: TcpStream,
+    stream: Line,
     over: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Cut {
-    fn new(stream: TcpStream, over: CancellationToken) -> Self {
+    fn new(stream: Line, over: CancellationToken) -> Self {
         Cut { stream, over: Box::pin(over.cancelled_owned()) }
     }
 
@@ -126,10 +134,13 @@ impl AsyncWrite for Cut {
     }
 }
 
+fn host(uri: &Uri) -> &str {
+    uri.host().unwrap_or_default().trim_matches(['[', ']'])
+}
+
 /// A socket to the host and port of `uri`.
 pub(crate) async fn dial(uri: &Uri) -> io::Result<TcpStream> {
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
+    let stream = TcpStream::connect((host(uri), uri.port_u16().unwrap_or_default())).await?;
     no_delay(&stream)?;
     Ok(stream)
 }
@@ -154,7 +165,7 @@ mod tests {
         let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (dialled, accepted) = tokio::join!(dial(&uri), listener.accept());
         let over = CancellationToken::new();
-        let (mut ours, mut theirs) = (Cut::new(dialled.unwrap(), over.clone()), accepted.unwrap().0);
+        let (mut ours, mut theirs) = (Cut::new(Line::plain(dialled.unwrap()), over.clone()), accepted.unwrap().0);
         ours.write_all(b"to").await.unwrap();
         theirs.write_all(b"fro").await.unwrap();
         let (mut to, mut fro) = ([0; 2], [0; 3]);

@@ -39,6 +39,14 @@ pub enum Error {
         /// Our value.
         ours: String,
     },
+    /// A certificate or key cannot be used.
+    #[error("{file}: {reason}")]
+    Certificate {
+        /// Which file.
+        file: String,
+        /// Why not.
+        reason: String,
+    },
     /// A frame is damaged or not the next one.
     #[error("frame refused: {0}")]
     Frame(String),

@@ -1,22 +1,34 @@
 //! The one place that opens sockets, and everything that is said over them.
 //!
 //! [`v1`] is the protocol as generated from `proto/janus/v1`; [`frame`] seals and opens the frames that carry
-//! microbatches; [`hello`] decides whether two nodes may talk; [`connect`] and [`Listener`] make channels and servers
-//! whose settings (TCP_NODELAY, windows, keep-alive, message sizes, TLS) are the same everywhere.
+//! microbatches; [`hello`] decides whether two nodes may talk; [`trace`] carries trace contexts; [`connect`] and
+//! [`Listener`] make channels and servers whose settings (TCP_NODELAY, windows, keep-alive, TLS) are the same everywhere.
+//! [`Security`] says how connections are protected, [`tls`] who is at their other end, [`Guarded`] what he may call,
+//! [`limits`] how much may come.
 
+mod admission;
 mod channel;
 pub mod client;
+mod connection;
 mod error;
 pub mod frame;
+mod guard;
 pub mod hello;
+pub mod limits;
+mod line;
 mod listener;
 mod security;
 pub mod status;
+pub mod tls;
+pub mod trace;
 
 pub use channel::{connect, connect_until};
 pub use client::Coordinators;
+pub use connection::{Connection, Origin};
 pub use error::Error;
+pub use guard::Guarded;
 pub use hello::Identity;
+pub use limits::{MAX_CLIENT_MESSAGE, MAX_NODE_MESSAGE};
 pub use listener::{Incoming, Listener, check_loopback, server};
 pub use security::Security;
 
@@ -34,9 +46,3 @@ pub const PROTOCOL: u32 = 1;
 
 /// Metadata key under which a standby names the leader's address.
 pub const LEADER: &str = "janus-leader";
-
-/// Largest message between nodes: a prefill chunk of the widest model is 2 MiB, a picture's features 9 MiB.
-pub const MAX_NODE_MESSAGE: usize = 64 << 20;
-
-/// Largest message from a client: pictures come inside.
-pub const MAX_CLIENT_MESSAGE: usize = 72 << 20;

@@ -1,27 +1,99 @@
 //! Transport security as a value: every channel and server takes one, so that turning it on touches no caller.
 
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use std::io;
+use std::sync::Arc;
 
-/// Plain TCP, or TLS with certificates on both sides.
+use tokio::net::TcpStream;
+
+use crate::Error;
+use crate::line::Line;
+use crate::tls::{self, Door, Files, Keyring, Peer, Pem, Roles};
+
+/// Plain TCP, or TLS. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub enum Security {
     /// No encryption: loopback, or a network that is trusted.
     #[default]
     Plain,
-    /// Mutual TLS.
+    /// TLS, mutual wherever both sides have certificates.
     Tls {
-        /// PEM of the authority that signs every node.
-        authority: Vec<u8>,
-        /// PEM of this node's certificate.
-        certificate: Vec<u8>,
-        /// PEM of its key.
-        key: Vec<u8>,
-        /// Name that peers' certificates carry.
-        domain: String,
+        /// What it is made with.
+        keyring: Arc<Keyring>,
+        /// Of which roles a server that we connect to must have one.
+        servers: Roles,
     },
 }
 
 impl Security {
+    /// TLS with certificates from files, which may change while we run.
+    ///
+    /// # Errors
+    /// [`Error::Certificate`] naming the file at fault.
+    pub fn files(files: Files) -> Result<Security, Error> {
+        Ok(Security::Tls { keyring: Keyring::open(files)?, servers: Roles::SERVERS })
+    }
+
+    /// TLS with certificates that stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Certificate`].
+    pub fn fixed(pem: &Pem) -> Result<Security, Error> {
+        Ok(Security::Tls { keyring: Keyring::fixed(pem)?, servers: Roles::SERVERS })
+    }
+
+    /// The same, for connections to servers that must have one of `roles`.
+    #[must_use]
+    pub fn to(&self, roles: impl Into<Roles>) -> Security {
+        match self {
+            Security::Plain => Security::Plain,
+            Security::Tls { keyring, .. } => Security::Tls { keyring: keyring.clone(), servers: roles.into() },
+        }
+    }
+
+    /// Whether what is said is encrypted.
+    pub fn encrypts(&self) -> bool {
+        matches!(self, Security::Tls { .. })
+    }
+
+    /// Checks that our certificate lets us be a node of `cluster` in all of `roles`. Plain connections let everybody be anything.
+    ///
+    /// # Errors
+    /// [`Error::Certificate`] naming the file.
+    pub fn suits(&self, cluster: &str, roles: impl Into<Roles>) -> Result<(), Error> {
+        let Security::Tls { keyring, .. } = self else { return Ok(()) };
+        let roles = roles.into();
+        tls::check_server(keyring)?;
+        let wrong = |reason: String| Err(Error::Certificate { file: keyring.title().to_owned(), reason });
+        let loaded = keyring.current();
+        let Some(peer) = loaded.own.as_ref().map(|own| &own.peer) else { return Ok(()) };
+        match peer {
+            Err(reason) => wrong(format!("{reason}; `janus certs` issues such certificates")),
+            Ok(peer) if peer.cluster != cluster => {
+                wrong(format!("it is {peer}, of another cluster than `{cluster}` (--cluster)"))
+            }
+            Ok(peer) if !roles.without(peer.roles).is_empty() => {
+                wrong(format!("it is {peer}, and what runs here is also {}", roles.without(peer.roles)))
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Who our certificate says we are.
+    pub fn own(&self) -> Option<Peer> {
+        match self {
+            Security::Plain => None,
+            Security::Tls { keyring, .. } => keyring.current().own.as_ref().and_then(|own| own.peer.clone().ok()),
+        }
+    }
+
+    /// Checks that servers can be made with this.
+    pub(crate) fn check_server(&self) -> Result<(), Error> {
+        match self {
+            Security::Plain => Ok(()),
+            Security::Tls { keyring, .. } => tls::check_server(keyring),
+        }
+    }
+
     /// The scheme of URIs.
     pub(crate) fn scheme(&self) -> &'static str {
         match self {
@@ -30,26 +102,19 @@ impl Security {
         }
     }
 
-    pub(crate) fn client(&self) -> Option<ClientTlsConfig> {
+    /// Makes a line of a connection to `host`.
+    pub(crate) async fn dialled(&self, stream: TcpStream, host: &str) -> io::Result<Line> {
         match self {
-            Security::Plain => None,
-            Security::Tls { authority, certificate, key, domain } => Some(
-                ClientTlsConfig::new()
-                    .ca_certificate(Certificate::from_pem(authority))
-                    .identity(Identity::from_pem(certificate, key))
-                    .domain_name(domain),
-            ),
+            Security::Plain => Ok(Line::plain(stream)),
+            Security::Tls { keyring, servers } => tls::connect(keyring, *servers, stream, host).await,
         }
     }
 
-    pub(crate) fn server(&self) -> Option<ServerTlsConfig> {
+    /// Makes a line of a connection that came in by `door`.
+    pub(crate) async fn accepted(&self, stream: TcpStream, door: Door) -> Result<(Line, Option<Peer>), String> {
         match self {
-            Security::Plain => None,
-            Security::Tls { authority, certificate, key, .. } => Some(
-                ServerTlsConfig::new()
-                    .identity(Identity::from_pem(certificate, key))
-                    .client_ca_root(Certificate::from_pem(authority)),
-            ),
+            Security::Plain => Ok((Line::plain(stream), None)),
+            Security::Tls { keyring, .. } => tls::accept(keyring, door, stream).await,
         }
     }
 }

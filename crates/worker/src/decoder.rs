@@ -11,10 +11,12 @@ use janus_model::vq::{PaletteFit, VqDecoder};
 use janus_model::{Checkpoint, image};
 use janus_wire::v1::decoder_server::{Decoder, DecoderServer};
 use janus_wire::v1::{self};
-use janus_wire::{Identity, MAX_NODE_MESSAGE};
+use janus_wire::{Guarded, Identity, MAX_NODE_MESSAGE};
+use opentelemetry::KeyValue;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::sight::Work;
 use crate::{ComputeThread, Error};
 
 /// Pictures that wait for the compute thread.
@@ -138,6 +140,7 @@ pub struct DecoderService {
     painter: ComputeThread<Painter>,
     sketcher: ComputeThread<Sketcher>,
     finals: Finals,
+    work: Work,
 }
 
 impl DecoderService {
@@ -159,30 +162,36 @@ impl DecoderService {
         let sketcher = Sketcher { weights: weights.clone(), pool: Pool::new(1) };
         let sketcher = ComputeThread::start_at("sketcher", 1, Some(LEAST), sketcher)?;
         let painter = ComputeThread::start("decoder", QUEUE, Painter { weights, pool, palette: Palette::Unasked })?;
-        Ok(DecoderService { identity, painter, sketcher, finals: Finals::default() })
+        let node = KeyValue::new("node", identity.node.clone());
+        let work = Work::new("decoder", "janus.decode", "Pixels of a picture", vec![node]);
+        Ok(DecoderService { identity, painter, sketcher, work, finals: Finals::default() })
     }
 
     /// As a tonic service.
-    pub fn server(self) -> DecoderServer<Self> {
-        DecoderServer::new(self).max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE)
+    pub fn server(self) -> Guarded<DecoderServer<Self>> {
+        let server = DecoderServer::new(self);
+        Guarded(server.max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE))
     }
 }
 
 #[tonic::async_trait]
 impl Decoder for DecoderService {
     async fn decode(&self, request: Request<v1::DecodeRequest>) -> Result<Response<v1::DecodeResponse>, Status> {
+        let trace = janus_wire::trace::received(request.metadata());
         let request = request.into_inner();
         self.identity.check(request.hello.as_ref()).map_err(Error::from)?;
         // Dropped with this future when the caller goes away.
         let gone = CancellationToken::new();
         let (left, _leaving) = (gone.clone(), gone.drop_guard());
+        let work = self.work.clone();
         let picture = if request.partial {
             let finals = self.finals.clone();
-            let stop = move || finals.any() || left.is_cancelled();
-            self.sketcher.call(move |sketcher| sketcher.paint(&request.ids, stop)).await??
+            let yields = move || finals.any() || left.is_cancelled();
+            self.sketcher.call(move |sketcher| work.time(&trace, || sketcher.paint(&request.ids, yields))).await??
         } else {
             let _one = self.finals.enter();
-            self.painter.call(move |painter| painter.paint(&request.ids, || left.is_cancelled())).await??
+            let yields = move || left.is_cancelled();
+            self.painter.call(move |painter| work.time(&trace, || painter.paint(&request.ids, yields))).await??
         };
         let (width, height) = (picture.width as u32, picture.height as u32);
         Ok(Response::new(v1::DecodeResponse { width, height, rgb: picture.data.into() }))

@@ -48,6 +48,17 @@ pub enum Error {
     /// A finished picture waits, or nobody does.
     #[error("an unfinished picture gave way")]
     GaveWay,
+    /// Weights cannot be had from the cluster.
+    #[error("{0}")]
+    Weights(String),
+    /// The folder for weights cannot be used.
+    #[error("--cache: {path}: {source}")]
+    Cache {
+        /// Where.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// What came is not what it says.
     #[error("{0}")]
     Invalid(String),
@@ -58,7 +69,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Wire(e) => e.is_retryable(),
-            Error::NotReady(_) | Error::Compute(_) => true,
+            Error::NotReady(_) | Error::Compute(_) | Error::Weights(_) => true,
             _ => false,
         }
     }
@@ -76,6 +87,8 @@ impl From<Error> for Status {
             Error::Model(_) | Error::Invalid(_) => Status::invalid_argument(text),
             Error::GaveWay => Status::aborted(text),
             Error::Compute(_) => Status::internal(text),
+            Error::Cache { .. } => Status::internal(text),
+            Error::Weights(_) => status::unavailable(text, Duration::from_secs(1)),
         }
     }
 }

@@ -290,7 +290,9 @@ impl Run {
         let (security, identity, fence) = (self.setup.security.clone(), self.setup.identity.clone(), self.setup.fence);
         tokio::spawn(async move {
             let ask = async {
-                let channel = janus_wire::connect(&address, &security).await.map_err(|e| e.to_string())?;
+                let channel = janus_wire::connect(&address, &security.to(janus_wire::tls::Roles::WORKERS))
+                    .await
+                    .map_err(|e| e.to_string())?;
                 let hello = identity.hello(Role::Coordinator, 0, fence << 32, 0..0);
                 let request = DrainNodeRequest { hello: Some(hello) };
                 NodeClient::new(channel).drain(request).await.map_err(|s| s.message().to_owned())

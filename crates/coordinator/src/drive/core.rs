@@ -6,7 +6,7 @@ use std::time::Duration;
 use janus_wire::v1::{FrameBody, Ids, Kind, Piece, Sampling, StepResult, piece};
 
 use super::pace::Pace;
-use crate::schedule::{Action, Band, Event, Limits, Scheduler, UnitId, UnitSpec};
+use crate::schedule::{Action, Band, Event, Limits, Scheduler, Share, UnitId, UnitSpec};
 
 /// The canary's unit id; real ones begin at 1.
 pub const CANARY: UnitId = 0;
@@ -158,6 +158,8 @@ impl Core {
             target: 1,
             end: None,
             band: Band::Canary,
+            tenant: "".into(),
+            share: Share::default(),
             log: Vec::new(),
             key: String::new(),
             admitted: true,

@@ -32,6 +32,12 @@ impl Scheduler {
                 let rows = unit.next(most);
                 unit.flying = rows.positions as usize;
                 unit.served = self.clock;
+                let fresh = (unit.fed + unit.flying).saturating_sub(unit.charged) * unit.spec.rows();
+                if fresh > 0 {
+                    unit.charged = unit.fed + unit.flying;
+                    self.waiting.charge(unit.spec.band, &unit.spec.tenant, fresh, unit.spec.share.weight);
+                    *self.served.entry(unit.spec.tenant.clone()).or_default() += fresh as u64;
+                }
                 seats.push((id, rows.slot, rows.generation));
                 body.units.push(rows);
             }

@@ -5,14 +5,17 @@
 //! id. So prefill, decode and rebuilding after a loss are one rule.
 
 mod form;
+mod queue;
 mod unit;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use janus_wire::v1::{FrameBody, SlotOp, StepResult, slot_op};
 
+use queue::Queue;
 use unit::{Active, Waiting};
-pub use unit::{Band, UnitId, UnitSpec};
+pub use unit::{Band, Share, UnitId, UnitSpec};
 
 /// Reason a first stage gives when a picture's features were evicted before they were used.
 pub const FEATURES_MISSING: &str = "the picture's features are not here";
@@ -90,7 +93,7 @@ pub enum Finish {
 pub struct Scheduler {
     limits: Limits,
     up: bool,
-    waiting: VecDeque<Waiting>,
+    waiting: Queue,
     active: BTreeMap<UnitId, Active>,
     /// Parked until their features are back.
     parked: BTreeMap<UnitId, Waiting>,
@@ -105,6 +108,10 @@ pub struct Scheduler {
     clock: u64,
     /// Travel with the next frame.
     ops: Vec<SlotOp>,
+    /// Rows computed for each tenant.
+    served: BTreeMap<Arc<str>, u64>,
+    /// Units that had to make room for others.
+    preempted: u64,
 }
 
 impl Scheduler {
@@ -113,7 +120,7 @@ impl Scheduler {
         Scheduler {
             limits,
             up: false,
-            waiting: VecDeque::new(),
+            waiting: Queue::default(),
             active: BTreeMap::new(),
             parked: BTreeMap::new(),
             generations: vec![0; limits.slots],
@@ -123,7 +130,19 @@ impl Scheduler {
             next_microbatch: 0,
             clock: 0,
             ops: Vec::new(),
+            served: BTreeMap::new(),
+            preempted: 0,
         }
+    }
+
+    /// Rows computed for each tenant so far; what is computed again after a loss is not counted again.
+    pub fn served(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
+        self.served.iter().map(|(tenant, rows)| (tenant, *rows))
+    }
+
+    /// How many units have had to make room for others.
+    pub fn preempted(&self) -> u64 {
+        self.preempted
     }
 
     /// Units that never had a slot, are open, and wait to go on.
@@ -152,7 +171,7 @@ impl Scheduler {
     pub fn evacuate(&mut self) -> Vec<UnitSpec> {
         self.down();
         let parked = std::mem::take(&mut self.parked).into_values();
-        let all = std::mem::take(&mut self.waiting).into_iter().chain(parked);
+        let all = self.waiting.take_all().chain(parked);
         all.map(|Waiting { mut spec, known, .. }| {
             spec.log = known[spec.keep.len()..].to_vec();
             spec.admitted = true;
@@ -170,7 +189,7 @@ impl Scheduler {
             Event::Result(result) => self.result(result, &mut actions),
             Event::FeaturesReady(id) => {
                 if let Some(unit) = self.parked.remove(&id) {
-                    self.waiting.push_front(unit);
+                    self.waiting.push_returning(unit);
                 }
             }
             Event::PipelineUp(pools) => (self.up, self.limits.pools) = (true, pools),
@@ -190,20 +209,19 @@ impl Scheduler {
             actions.push(Action::Failed(id, reason));
             return;
         }
-        if !spec.admitted && self.waiting.len() >= self.limits.queue {
+        let crowded = spec.share.most_waiting > 0 && self.waiting.held(&spec.tenant) >= spec.share.most_waiting;
+        if !spec.admitted && (crowded || !self.waiting.has_room(&spec.tenant, self.limits.queue)) {
             actions.push(Action::Refused(id));
             return;
         }
-        // Behind its own band and the bands before it.
-        let place = self.waiting.iter().take_while(|w| w.spec.band <= spec.band).count();
-        actions.push(Action::Queued(id, place));
         let known = [&spec.keep[..], &spec.log].concat();
         let started = !spec.log.is_empty();
-        self.waiting.insert(place, Waiting { spec, known, started, lost: started });
+        let place = self.waiting.push(Waiting { spec, known, started, lost: started, charged: 0 });
+        actions.push(Action::Queued(id, place));
     }
 
     fn cancel(&mut self, id: UnitId) {
-        self.waiting.retain(|w| w.spec.id != id);
+        self.waiting.remove(id);
         self.parked.remove(&id);
         self.release(id);
     }
@@ -227,7 +245,7 @@ impl Scheduler {
         self.free = (0..self.limits.slots).rev().collect();
         // The oldest first, before everything that never started.
         for (_, unit) in std::mem::take(&mut self.active).into_iter().rev() {
-            self.waiting.push_front(Waiting { spec: unit.spec, known: unit.known, started: true, lost: true });
+            self.waiting.push_returning(unit.close(true));
         }
     }
 
@@ -235,7 +253,11 @@ impl Scheduler {
         while let Some(unit) = self.waiting.front() {
             let need = unit.spec.kv_positions();
             if self.free.is_empty() || self.kv_used + need > self.limits.kv_positions {
-                break;
+                let (band, tenant) = unit.line();
+                if !self.make_room(band, &tenant, need, unit.spec.target * unit.spec.rows()) {
+                    break;
+                }
+                continue;
             }
             let (Some(unit), Some(slot)) = (self.waiting.pop_front(), self.free.pop()) else { break };
             self.kv_used += need;
@@ -250,6 +272,39 @@ impl Scheduler {
             }
             self.active.insert(active.spec.id, active);
         }
+    }
+
+    /// Closes slots of others for a unit that needs `need` positions of KV memory and is worth `rows`: of later bands, or
+    /// of tenants that have had far more than its own. They keep their logs and come back. False if that is not enough.
+    fn make_room(&mut self, band: Band, tenant: &Arc<str>, need: usize, rows: usize) -> bool {
+        // Less would be lost again to computing what was thrown away.
+        let lead = 2 * rows as u64;
+        let rank = |unit: &Active| {
+            let spec = &unit.spec;
+            let ahead = self.waiting.ahead(band, &spec.tenant, tenant);
+            let must = spec.band > band || (spec.band == band && spec.tenant != *tenant && ahead > lead);
+            // The last band first, then who had most, then who has least to compute again.
+            (must && unit.flying == 0).then_some((std::cmp::Reverse(spec.band), std::cmp::Reverse(ahead), unit.fed))
+        };
+        let mut victims: Vec<_> =
+            self.active.values().filter_map(|u| rank(u).map(|rank| (rank, u.spec.id, u.spec.kv_positions()))).collect();
+        victims.sort();
+        let (mut kv, mut slots, mut enough) = (self.limits.kv_positions - self.kv_used, self.free.len(), 0);
+        while (slots == 0 || kv < need) && enough < victims.len() {
+            kv += victims[enough].2;
+            slots += 1;
+            enough += 1;
+        }
+        if slots == 0 || kv < need {
+            return false;
+        }
+        for (_, id, _) in &victims[..enough] {
+            if let Some(unit) = self.release(*id) {
+                self.preempted += 1;
+                self.waiting.push_front(unit.close(false));
+            }
+        }
+        true
     }
 
     fn result(&mut self, result: StepResult, actions: &mut Vec<Action>) {
@@ -306,7 +361,7 @@ impl Scheduler {
     fn fail(&mut self, id: UnitId, reason: String, actions: &mut Vec<Action>) {
         let Some(unit) = self.release(id) else { return };
         if reason == FEATURES_MISSING {
-            self.parked.insert(id, Waiting { spec: unit.spec, known: unit.known, started: true, lost: false });
+            self.parked.insert(id, unit.close(false));
             actions.push(Action::NeedFeatures(id));
         } else {
             actions.push(Action::Failed(id, reason));

@@ -1,5 +1,7 @@
 //! Units of work and their token logs.
 
+use std::sync::Arc;
+
 use janus_wire::frame::MAX_PREFILL;
 use janus_wire::v1::{FeatureSpan, Ids, Input, Kind, Mode, Piece, Sampling, SlotOp, Unit, piece, slot_op};
 
@@ -17,6 +19,21 @@ pub enum Band {
     Interactive,
     /// Nobody is.
     Batch,
+}
+
+/// What a tenant may have of a pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Its part beside others that want work at the same time; at least 1.
+    pub weight: u32,
+    /// Units that may wait; 0 for no limit of its own.
+    pub most_waiting: usize,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Share { weight: 1, most_waiting: 0 }
+    }
 }
 
 /// One picture, or one answer.
@@ -40,6 +57,10 @@ pub struct UnitSpec {
     pub end: Option<u32>,
     /// Its priority.
     pub band: Band,
+    /// Whose it is.
+    pub tenant: Arc<str>,
+    /// What its tenant may have.
+    pub share: Share,
     /// Ids drawn under an earlier coordinator, after the kept ones.
     pub log: Vec<u32>,
     /// Names its token log at the first stage; empty if nobody will ask for it.
@@ -96,6 +117,15 @@ pub(super) struct Waiting {
     pub(super) started: bool,
     /// It had begun, and its pipeline was lost.
     pub(super) lost: bool,
+    /// Positions that its tenant was charged for; computing them again is not its doing.
+    pub(super) charged: usize,
+}
+
+impl Waiting {
+    /// Where it waits.
+    pub(super) fn line(&self) -> (Band, Arc<str>) {
+        (self.spec.band, self.spec.tenant.clone())
+    }
 }
 
 /// A unit with a slot.
@@ -114,12 +144,19 @@ pub(super) struct Active {
     pub(super) flying: usize,
     /// When it was served last.
     pub(super) served: u64,
+    /// Positions that its tenant was charged for.
+    pub(super) charged: usize,
 }
 
 impl Active {
     pub(super) fn open(unit: Waiting, slot: usize, generation: u32) -> Self {
-        let Waiting { spec, known, started, .. } = unit;
-        Active { spec, known, rebuilding: started, slot, generation, fed: 0, flying: 0, served: 0 }
+        let Waiting { spec, known, started, charged, .. } = unit;
+        Active { spec, known, rebuilding: started, slot, generation, fed: 0, flying: 0, served: 0, charged }
+    }
+
+    /// Without its slot, with everything that is known of it.
+    pub(super) fn close(self, lost: bool) -> Waiting {
+        Waiting { spec: self.spec, known: self.known, started: true, lost, charged: self.charged }
     }
 
     /// Reserves its slot; a replay begins with an explicit truncate.

@@ -67,6 +67,8 @@ pub(super) fn work(shared: &Arc<Shared>, tenant: &str, mut request: v1::ChatRequ
         target,
         end: Some(shared.model.tokenizer.special().eos),
         band: header.band,
+        tenant: tenant.into(),
+        share: Share::default(),
         log: log.clone(),
         key: key.clone(),
         admitted: false,

@@ -88,7 +88,7 @@ pub(super) async fn work(
     for (i, id) in (0_u64..).zip(ids) {
         let sampling = Sampling { seed: sampling.seed.wrapping_add(i), ..sampling };
         let key = format!("{tenant}/{}#{i}", header.id);
-        let mut unit = unit(id, &prompt, sampling, &keep, total, header.band);
+        let mut unit = unit(tenant, id, &prompt, sampling, &keep, total, header.band);
         unit.log = logs.of(&key, total - keep.len());
         unit.key = key;
         record.update(i as usize, |p| p.ids.extend(&unit.log));
@@ -110,6 +110,7 @@ pub(super) async fn work(
 }
 
 fn unit(
+    tenant: &str,
     id: u64,
     prompt: &GenerationPrompt,
     sampling: Sampling,
@@ -133,6 +134,8 @@ fn unit(
         target,
         end: None,
         band,
+        tenant: tenant.into(),
+        share: Share::default(),
         log: Vec::new(),
         key: String::new(),
         admitted: false,
@@ -271,7 +274,7 @@ pub(super) fn failed(failure: Failure) -> Status {
 }
 
 /// SHA-256 over ids as little-endian u16: what stands for a picture.
-fn sha256_of_ids(ids: &[u32]) -> [u8; 32] {
+pub(super) fn sha256_of_ids(ids: &[u32]) -> [u8; 32] {
     let mut hash = Sha256::new();
     ids.iter().for_each(|id| hash.update((*id as u16).to_le_bytes()));
     hash.finalize().into()

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Door, Here, Kv, Weights, positive, threads};
+use super::{Credentials, Door, Here, KeepJobs, Kv, Sight, Tls, Weights, positive, threads};
 
 /// The store that a cluster shares.
 #[derive(Debug, Clone, Args)]
@@ -40,8 +40,9 @@ pub(crate) struct Store {
 pub(crate) struct Node {
     #[command(flatten)]
     pub(crate) store: Store,
-    /// Checkpoint directory, or `shapes`; the same on every node, which reads only what it is asked to hold
-    #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
+    /// Checkpoint directory, name of a model that `janus pull` fetched, or `shapes`; the same on every node, which reads only
+    /// what it is asked to hold
+    #[arg(long, value_name = "DIR|NAME|shapes", default_value = "shapes")]
     pub(crate) model: String,
     /// Weight format of the language model, the same on every node [default: as stored]
     #[arg(long, value_enum)]
@@ -52,12 +53,19 @@ pub(crate) struct Node {
     /// The address that others are told [default: where it listens]
     #[arg(long, value_name = "ADDR")]
     pub(crate) advertise: Option<String>,
+    /// Answer probes here, over plain gRPC health: live, started, ready
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) health: Option<String>,
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Its name, the same when it is started again [default: what it is, and its port]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +90,10 @@ pub(crate) struct Coordinator {
     /// Seconds between two records of the token logs
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) log_every: u64,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 /// What a worker can do.
@@ -108,6 +120,10 @@ pub(crate) struct Worker {
     /// Memory for layers and KV, like 16GiB [default: what is free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) memory: Option<u64>,
+    /// Fetch what its layers need from other nodes into this folder, and keep it there; --model is then the name or digest of
+    /// the cluster's model, or a folder with a part of it (`janus pull --layers`)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
@@ -152,9 +168,18 @@ pub(crate) struct Up {
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Encrypt everything, with certificates made now and kept in tls/ below the state: clients need tls/ca.pem
+    #[arg(long)]
+    pub(crate) tls: bool,
     /// Seconds after which whoever is silent is taken for gone
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=3600))]
     pub(crate) ttl: u64,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
     /// Allows what is for tests alone
     #[arg(long, hide = true)]
     pub(crate) test: bool,
@@ -169,9 +194,20 @@ pub(crate) struct Status {
     /// Coordinators; several addresses are tried in turn
     #[arg(long, value_name = "ADDR|URL[,..]", default_value = "127.0.0.1:7070")]
     pub(crate) endpoint: String,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Coordinators; several addresses are tried in turn
+    #[arg(long, value_name = "ADDR|URL[,..]", default_value = "127.0.0.1:7070")]
+    pub(crate) endpoint: String,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
 }
 
 #[derive(Debug, Args)]
@@ -181,6 +217,8 @@ pub(crate) struct Drain {
     /// Coordinators; several addresses are tried in turn
     #[arg(long, value_name = "ADDR|URL[,..]", default_value = "127.0.0.1:7070")]
     pub(crate) endpoint: String,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,8 @@
 
 use clap::Args;
 
+use super::{Sight, Tls};
+
 /// The door itself, wherever it stands.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Door {
@@ -27,4 +29,8 @@ pub(crate) struct Gateway {
     pub(crate) insecure: bool,
     #[command(flatten)]
     pub(crate) door: Door,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
 }

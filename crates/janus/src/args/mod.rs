@@ -2,6 +2,10 @@
 
 mod cluster;
 mod gateway;
+mod jobs;
+mod sight;
+mod tenants;
+mod tls;
 
 use std::path::PathBuf;
 
@@ -9,8 +13,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
-pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
+pub(crate) use cluster::Node;
+pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Top, Up, Worker};
 pub(crate) use gateway::{Door, Gateway};
+pub(crate) use jobs::{Deed, Jobs, KeepJobs, List as JobsList, Server as JobsServer, Submit, Urgency};
+pub(crate) use sight::{LogFormat, Sight};
+pub(crate) use tenants::{Credentials, TenantRole, Tenants, TenantsDeed, Terms};
+pub(crate) use tls::{Certs, Tls};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
 const MAX_COUNT: usize = 1024;
@@ -23,6 +32,9 @@ const MAX_THREADS: usize = 1024;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
+    /// File with the API key of a cluster that asks for one [env: JANUS_API_KEY, the key itself]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -43,14 +55,25 @@ pub(crate) enum Verb {
     Gateway(Gateway),
     /// Lead a cluster, or stand by until the leader is gone
     Coordinator(Coordinator),
+    /// Hand in work that nobody waits for, and see what becomes of it
+    Jobs(Jobs),
+    /// Say who may use a cluster, and how much of it
+    Tenants(Tenants),
     /// Be a node of a cluster: run layers, encode and decode pictures
     Worker(Worker),
+    /// Say what is wrong with a command line, before anything runs it
+    #[command(subcommand)]
+    Config(Config),
     /// Start a whole cluster on this machine, one process for each part, and keep it running
     Up(Up),
     /// Say who is in a cluster and how it is
     Status(Status),
+    /// Watch a cluster live
+    Top(Top),
     /// Move a node's work elsewhere, so that it can be stopped
     Drain(Drain),
+    /// Make an authority and certificates, for TLS in a cluster
+    Certs(Certs),
     /// Runs a program that ends with its parent
     #[command(hide = true)]
     Tether(Tether),
@@ -60,13 +83,16 @@ pub(crate) enum Verb {
     Bench(Bench),
     /// Measure how well a model paints and answers
     Eval(Eval),
+    /// Fetch a model from the hub
+    Pull(Pull),
 }
 
 /// What this process computes with.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Here {
-    /// Checkpoint directory (deepseek-ai or transformers layout), or `shapes`, the small model inside this program
-    #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
+    /// Checkpoint directory (deepseek-ai or transformers layout), name of a model that `janus pull` fetched, or `shapes`, the
+    /// small model inside this program
+    #[arg(long, value_name = "DIR|NAME|shapes", default_value = "shapes")]
     pub(crate) model: String,
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
@@ -90,6 +116,8 @@ pub(crate) struct Compute {
     /// Ask a coordinator that runs elsewhere; several addresses are tried in turn
     #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["model", "threads", "stages", "weights", "kv"])]
     pub(crate) endpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +135,18 @@ pub(crate) struct Serve {
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
+    /// Where jobs and their state are kept; with the same directory they go on where they were [default: forgotten at the
+    /// end]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 #[derive(Debug, Args)]
@@ -139,6 +179,9 @@ pub(crate) struct Generate {
     /// How many rows of codebook ids of the initial picture to keep
     #[arg(long, allow_hyphen_values = true, value_name = "R", requires = "init_image")]
     pub(crate) keep_rows: Option<usize>,
+    /// Fail unless this is the SHA-256 of the first picture's ids
+    #[arg(long, value_name = "SHA256", value_parser = sha256)]
+    pub(crate) expect: Option<String>,
     /// Give PROMPT to the tokeniser as it is (write `<begin_of_image>` yourself)
     #[arg(long)]
     pub(crate) raw_prompt: bool,
@@ -203,12 +246,28 @@ pub(crate) struct Detokenize {
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// Checkpoint directory, or `shapes`
-    #[arg(long, value_name = "DIR|shapes", default_value = "shapes")]
+    /// Checkpoint directory, name of a model that `janus pull` fetched, or `shapes`
+    #[arg(long, value_name = "DIR|NAME|shapes", default_value = "shapes")]
     pub(crate) model: String,
+    /// Fail unless this is the checkpoint's digest
+    #[arg(long, value_name = "SHA256", value_parser = sha256)]
+    pub(crate) digest: Option<String>,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Read a command line with its environment and files as the process would; start nothing
+    Check(Check),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The command line, without the program's name
+    #[arg(last = true, required = true, value_name = "VERB ARGS")]
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -219,6 +278,8 @@ pub(crate) struct Plan {
     /// Ask a running cluster instead; several addresses are tried in turn
     #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["cluster", "model"])]
     pub(crate) endpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Take the sizes from this checkpoint instead of the file's model
     #[arg(long, value_name = "DIR|shapes")]
     pub(crate) model: Option<String>,
@@ -259,6 +320,28 @@ pub(crate) struct Bench {
     /// Instruction set to compute with; every one gives the same bits [default: the best this machine has]
     #[arg(long, value_name = "NAME", value_parser = instruction_set)]
     pub(crate) isa: Option<janus_model::Isa>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// Its name on the hub, like deepseek-ai/Janus-Pro-1B
+    #[arg(value_name = "ORG/NAME")]
+    pub(crate) model: String,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    pub(crate) revision: String,
+    /// Only what stage I of N needs, counted from 0
+    #[arg(long, value_name = "I/N", value_parser = stage_of, requires = "to", conflicts_with = "layers")]
+    pub(crate) stage: Option<(usize, usize)>,
+    /// Only what a stage of these layers needs, the second one excluded
+    #[arg(long, value_name = "A:B", value_parser = layer_range, requires = "to")]
+    pub(crate) layers: Option<(usize, usize)>,
+    /// Into this folder [default: the hub's cache, see HF_HOME and HF_HUB_CACHE]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -397,6 +480,27 @@ fn up_to(most: usize, text: &str) -> Result<usize, String> {
     }
 }
 
+fn sha256(text: &str) -> Result<String, String> {
+    match text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("must be 64 hexadecimal digits".to_owned()),
+    }
+}
+
+fn two(text: &str, between: char) -> Option<(usize, usize)> {
+    let (a, b) = text.split_once(between)?;
+    let (a, b) = (a.parse().ok()?, b.parse().ok()?);
+    (a < b).then_some((a, b))
+}
+
+fn stage_of(text: &str) -> Result<(usize, usize), String> {
+    two(text, '/').ok_or_else(|| "must be a stage and how many there are, like 0/2 and 1/2".to_owned())
+}
+
+fn layer_range(text: &str) -> Result<(usize, usize), String> {
+    two(text, ':').ok_or_else(|| "must be a first layer and the one after the last, like 0:12".to_owned())
+}
+
 fn count(text: &str) -> Result<usize, String> {
     up_to(MAX_COUNT, text)
 }
@@ -431,6 +535,19 @@ fn fraction(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
         _ => Err("must be above 0 and at most 1".to_owned()),
+    }
+}
+
+impl Verb {
+    /// What a server lets be seen, its kind, and its name if it was told one; none for other verbs.
+    pub(crate) fn sight(&self) -> Option<(&Sight, &'static str, Option<&str>)> {
+        match self {
+            Verb::Serve(args) => Some((&args.sight, "janus-serve", None)),
+            Verb::Gateway(args) => Some((&args.sight, "janus-gateway", None)),
+            Verb::Coordinator(Coordinator { node, .. }) => Some((&node.sight, "janus-coordinator", node.name.as_deref())),
+            Verb::Worker(Worker { node, .. }) => Some((&node.sight, "janus-worker", node.name.as_deref())),
+            _ => None,
+        }
     }
 }
 

@@ -24,12 +24,16 @@ pub(super) struct Setting {
 pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[u32]) -> Outcome<Vec<(f64, usize)>> {
     let options = Options {
         listen: "127.0.0.1:0".to_owned(),
+        security: janus_wire::Security::Plain,
         model: "bench".to_owned(),
         stages: setting.stages,
         threads: Some(setting.threads),
         weights: Some(setting.weights),
         kv: setting.kv,
+        counts: false,
+        operator: None,
         needs: Needs { vq_decoder: true, ..Needs::NONE },
+        jobs: None,
     };
     let mut session = Session::start(checkpoint, options)?;
     let mut measured = Vec::new();

@@ -9,11 +9,13 @@ use std::path::Path;
 
 use janus_cluster::plan;
 use janus_spec::ModelSpec;
+use janus_wire::Security;
 use janus_wire::v1::DescribeProblemRequest;
 use janus_wire::v1::cluster_client::ClusterClient;
 use tonic::transport::Channel;
 
 use crate::args::Plan;
+use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
 use crate::{checkpoint, session, status};
 use described::Described;
@@ -28,7 +30,7 @@ pub(crate) fn run(args: Plan) -> Outcome {
         (Some(file), _) => (file.display().to_string(), described(file, &args)?),
         (None, endpoint) => {
             let endpoint = endpoint.as_deref().unwrap_or_default();
-            (endpoint.to_owned(), live(endpoint)?)
+            (endpoint.to_owned(), live(endpoint, &args.tls.security()?)?)
         }
     };
     let found = plan::plan(&cluster.problem).map_err(|e| Failure::mistake(format!("{place}: {e}")))?;
@@ -51,9 +53,10 @@ fn described(file: &Path, args: &Plan) -> Outcome<Described> {
 }
 
 /// The cluster behind a coordinator, as it is now.
-fn live(endpoint: &str) -> Outcome<Described> {
-    let ask = |mut client: ClusterClient<Channel>| async move { client.describe_problem(DescribeProblemRequest {}).await };
-    let answer = session::runtime()?.block_on(status::asked(endpoint, ask))?;
+fn live(endpoint: &str, security: &Security) -> Outcome<Described> {
+    let ask =
+        |mut client: ClusterClient<Channel>| async move { client.describe_problem(signed(DescribeProblemRequest {})).await };
+    let answer = session::runtime()?.block_on(status::asked(endpoint, security, ask))?;
     let problem = serde_json::from_str(&answer.problem_json).map_err(|e| {
         Failure::Broken(format!("{endpoint}: its description cannot be read ({e}); use the same version as the cluster"))
     })?;

@@ -4,6 +4,7 @@
 //! Everything that computes is built from here; a stage that owns layers 8 to 16 asks for their tensors and no
 //! other byte of the file is read.
 
+mod apart;
 mod digest;
 mod header;
 mod inventory;
@@ -13,15 +14,14 @@ mod random;
 mod save;
 mod source;
 
-use std::borrow::Cow;
-
 use half::{bf16, f16};
 use janus_kernels::{Packed, PackedBuilder, WeightFormat};
 use janus_spec::{Files, ModelSpec};
 
-pub use digest::{Digest, TensorDigest};
+pub use apart::Tensors;
+pub use digest::{Digest, TensorDigest, TensorHash, checkpoint_digest};
 pub use inventory::{Part, TensorDecl, inventory};
-pub use source::Dtype;
+pub use source::{Dtype, Storage};
 
 use crate::error::{Error, Result};
 use names::Location;
@@ -37,6 +37,8 @@ pub struct Checkpoint {
     /// The files themselves (tokeniser, configuration).
     pub files: Files,
     source: Source,
+    /// What was known before any weight was there.
+    known: Option<(Digest, Vec<TensorDigest>)>,
 }
 
 /// Numbers of one tensor as stored.
@@ -48,20 +50,28 @@ enum Stored {
 impl Checkpoint {
     /// Opens a checkpoint and checks that every tensor the architecture needs is there with the right shape.
     pub fn open(files: Files) -> Result<Self> {
-        let spec = ModelSpec::load(&files)?;
-        let source = Source::open(&files)?;
-        let checkpoint = Checkpoint { spec, files, source };
+        let checkpoint = Checkpoint::open_part(files)?;
         for tensor in inventory(&checkpoint.spec) {
             checkpoint.locate(&tensor.name, &tensor.shape)?;
         }
         Ok(checkpoint)
     }
 
+    /// Opens a checkpoint of which some tensors may be missing; [`holds`](Self::holds) says which are there.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or lie.
+    pub fn open_part(files: Files) -> Result<Self> {
+        let spec = ModelSpec::load(&files)?;
+        let source = Source::open(&files)?;
+        Ok(Checkpoint { spec, files, source, known: None })
+    }
+
     /// A checkpoint of `spec` whose weights come from a seed: it computes as fast as a real one and means nothing.
     pub fn random(spec: ModelSpec, seed: u64) -> Self {
         let spec = ModelSpec { layout: janus_spec::Layout::Transformers, ..spec };
         let source = Source::random(inventory(&spec), seed);
-        Checkpoint { spec, files: Files::Embedded(&[]), source }
+        Checkpoint { spec, files: Files::Embedded(&[]), source, known: None }
     }
 
     /// The format weights are computed in unless the user asks for another: as stored, which loses nothing
@@ -161,16 +171,8 @@ impl Checkpoint {
     }
 
     fn find(&self, name: &str) -> Option<(Location, &Entry)> {
-        let mut candidates = names::locate(self.spec.layout, name);
-        // lm_head is tied only where the file really lacks it: both layouts ship it untied.
-        if name == "lm_head.weight" {
-            candidates.extend(names::locate(self.spec.layout, "model.language_model.embed_tokens.weight"));
-        }
-        let tied = self.spec.tie_word_embeddings;
-        candidates
-            .into_iter()
-            .filter(|l| name != "lm_head.weight" || l.name.contains("lm_head") || tied)
-            .find_map(|location| self.source.entry(&location.name).map(|entry| (location, entry)))
+        let candidates = names::candidates(&self.spec, name);
+        candidates.into_iter().find_map(|location| self.source.entry(&location.name).map(|entry| (location, entry)))
     }
 
     fn locate(&self, name: &str, shape: &[usize]) -> Result<(Location, &Entry)> {
@@ -203,15 +205,37 @@ impl Checkpoint {
         })
     }
 
-    /// The tensor's bytes as stored, for digests; checked like those that are computed with.
-    fn stored_bytes(&self, decl: &TensorDecl) -> Result<(Dtype, Cow<'_, [u8]>)> {
+    /// Elements `[start, start + count)` of a tensor as stored, little-endian, checked like those that are computed with.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32), and a range outside the tensor.
+    pub fn stored(&self, decl: &TensorDecl, start: usize, count: usize) -> Result<(Dtype, Vec<u8>)> {
         let (location, entry) = self.locate(&decl.name, &decl.shape)?;
-        let count = decl.shape.iter().product::<usize>();
-        let base = location.part.map_or(0, |(part, _)| part * count);
+        let elements = decl.shape.iter().product::<usize>();
+        if start.checked_add(count).is_none_or(|end| end > elements) {
+            return Err(Error::Argument(format!("`{}` has {elements} elements, none at {start} + {count}", decl.name)));
+        }
+        let dtype = entry.dtype.clone().map_err(|found| Error::Dtype { name: location.name.clone(), found })?;
+        let base = location.part.map_or(0, |(part, _)| part * elements) + start;
         let bytes = self.source.read(&location.name, entry, base, count)?;
         check_values(&location.name, &bytes, &entry.dtype, base)?;
-        let dtype = entry.dtype.clone().map_err(|found| Error::Dtype { name: location.name, found })?;
-        Ok((dtype, Cow::Owned(bytes)))
+        Ok((dtype, bytes))
+    }
+
+    /// The file that holds a tensor, and where in it; for whoever fetches single tensors of a file. Only the file's
+    /// header, or its pickle, has to be there.
+    ///
+    /// # Errors
+    /// The tensor is missing or of another shape or type, or not in a file.
+    pub fn storage(&self, decl: &TensorDecl) -> Result<(&str, Storage)> {
+        let (location, entry) = self.locate(&decl.name, &decl.shape)?;
+        let found = self.source.storage(&location.name, entry);
+        found.ok_or_else(|| Error::Argument(format!("tensor `{}` is in no file", location.name)))
+    }
+
+    /// Whether a part of a tensor can be read without reading all of it.
+    pub fn reads_ranges(&self, decl: &TensorDecl) -> bool {
+        self.find(&decl.name).is_some_and(|(_, entry)| !self.source.is_pickle(entry))
     }
 }
 

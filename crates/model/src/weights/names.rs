@@ -2,7 +2,7 @@
 //! the same numbers live in a deepseek-ai original (source: the mapping of transformers'
 //! `convert_janus_weights_to_hf.py`).
 
-use janus_spec::Layout;
+use janus_spec::{Layout, ModelSpec};
 
 /// Where a canonical tensor is found in a file: a name, and which of how many equal parts along dimension 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,6 +10,16 @@ pub(crate) struct Location {
     pub(crate) name: String,
     /// `(part, parts)`: the original fuses q, k and v of the vision tower into one tensor.
     pub(crate) part: Option<(usize, usize)>,
+}
+
+/// Candidates, best first, for the canonical `name` in files of `spec`. The text head is the embedding only where the
+/// files really lack it and may: both layouts ship it untied.
+pub(crate) fn candidates(spec: &ModelSpec, name: &str) -> Vec<Location> {
+    let mut found = locate(spec.layout, name);
+    if name == "lm_head.weight" && spec.tie_word_embeddings {
+        found.extend(locate(spec.layout, "model.language_model.embed_tokens.weight"));
+    }
+    found
 }
 
 /// Candidates, best first, for the canonical (transformers) `name` in `layout`.

@@ -19,13 +19,22 @@ impl Checkpoint {
     /// # Errors
     /// An unreadable tensor, or a file that cannot be written.
     pub fn save_weights(&self, dir: &Path, layout: Layout) -> Result<()> {
+        self.save_some(dir, layout, &inventory(&self.spec))
+    }
+
+    /// As [`save_weights`](Self::save_weights), of these tensors alone. Tensors that the layout keeps as one must come
+    /// together.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn save_some(&self, dir: &Path, layout: Layout, wanted: &[TensorDecl]) -> Result<()> {
         let path = dir.join("model.safetensors");
         let failed = |e: std::io::Error| Error::WeightFile { file: path.display().to_string(), reason: e.to_string() };
         // Parts of one tensor of the file follow one another.
         let mut tensors: BTreeMap<String, Vec<(usize, TensorDecl)>> = BTreeMap::new();
-        for decl in inventory(&self.spec) {
+        for decl in wanted {
             let location = locate(layout, &decl.name).swap_remove(0);
-            tensors.entry(location.name).or_default().push((location.part.map_or(0, |(part, _)| part), decl));
+            tensors.entry(location.name).or_default().push((location.part.map_or(0, |(part, _)| part), decl.clone()));
         }
         let (mut header, mut end) = (serde_json::Map::new(), 0);
         for (name, parts) in &mut tensors {
@@ -51,7 +60,7 @@ impl Checkpoint {
         file.write_all(&(text.len() as u64).to_le_bytes()).map_err(failed)?;
         file.write_all(&text).map_err(failed)?;
         for (_, decl) in tensors.values().flatten() {
-            file.write_all(&self.stored_bytes(decl)?.1).map_err(failed)?;
+            file.write_all(&self.stored(decl, 0, decl.shape.iter().product())?.1).map_err(failed)?;
         }
         file.flush().map_err(failed)
     }

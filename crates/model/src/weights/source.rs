@@ -8,11 +8,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use candle_core::pickle::PthTensors;
 use janus_spec::Files;
 
-use super::{TensorDecl, header, pickle, random};
+use super::apart::Tensors;
+use super::{TensorDecl, TensorDigest, header, pickle, random};
 use crate::error::{Error, Result};
 
 /// Longest header we read: candle's and safetensors' own limit.
@@ -55,6 +57,8 @@ enum Body {
     Pickle(PthTensors),
     /// Filled from this seed.
     Random(u64),
+    /// Somewhere else until they are needed.
+    Apart(Arc<dyn Tensors>),
 }
 
 struct WeightFile {
@@ -122,6 +126,7 @@ impl Source {
                 let bytes = tensor_bytes(&tensor).map_err(|e| fail(e.to_string()))?;
                 Ok(bytes[skip..skip + length].to_vec())
             }
+            Body::Apart(tensors) => tensors.read(name, skip as u64, length).map_err(fail),
             Body::Random(seed) => Ok(random::bytes(name, &entry.shape, *seed, start, count)),
         }
     }
@@ -131,6 +136,37 @@ impl Source {
         let entry = |t: TensorDecl| (t.name, Entry { dtype: Ok(Dtype::Bf16), shape: t.shape, file: 0, offset: 0 });
         let files = vec![WeightFile { name: "random weights".to_owned(), body: Body::Random(seed) }];
         Source { files, entries: tensors.into_iter().map(entry).collect() }
+    }
+
+    /// Tensors under their canonical names that are read from elsewhere.
+    pub(crate) fn apart(tensors: &[TensorDigest], from: Arc<dyn Tensors>) -> Self {
+        let entry = |t: &TensorDigest| {
+            (t.tensor.name.clone(), Entry { dtype: Ok(t.dtype), shape: t.tensor.shape.clone(), file: 0, offset: 0 })
+        };
+        let files = vec![WeightFile { name: "weights of the cluster".to_owned(), body: Body::Apart(from) }];
+        Source { files, entries: tensors.iter().map(entry).collect() }
+    }
+
+    /// The file that holds a tensor, and where in it.
+    pub(crate) fn storage(&self, name: &str, entry: &Entry) -> Option<(&str, Storage)> {
+        let file = &self.files[entry.file];
+        let storage = match (&file.body, &entry.dtype) {
+            (Body::Pickle(reader), _) => Storage::Entry(reader.tensor_infos().get(name)?.path.clone()),
+            (Body::File(_), Ok(dtype)) => {
+                let length = entry.shape.iter().product::<usize>() * dtype.size();
+                Storage::Bytes(entry.offset..entry.offset + length as u64)
+            }
+            _ => return None,
+        };
+        Some((&file.name, storage))
+    }
+
+    /// Whether an entry's bytes are on this machine.
+    pub(crate) fn is_here(&self, name: &str, entry: &Entry) -> bool {
+        match &self.files[entry.file].body {
+            Body::Apart(tensors) => tensors.holds(name),
+            _ => true,
+        }
     }
 
     fn add_safetensors(&mut self, files: &Files, name: &str) -> Result<()> {
@@ -154,7 +190,9 @@ impl Source {
                 Body::File(file) => {
                     file.read_exact_at(&mut bytes, offset).map_err(|e| fail(format!("header cannot be read: {e}")))?;
                 }
-                Body::Pickle(_) | Body::Random(_) => return Err(fail("is not a safetensors file".to_owned())),
+                Body::Pickle(_) | Body::Random(_) | Body::Apart(_) => {
+                    return Err(fail("is not a safetensors file".to_owned()));
+                }
             }
             Ok(bytes)
         };
@@ -265,4 +303,13 @@ impl Source {
     pub(crate) fn is_pickle(&self, entry: &Entry) -> bool {
         matches!(self.files[entry.file].body, Body::Pickle(_))
     }
+}
+
+/// Where a file keeps a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Storage {
+    /// These bytes of it.
+    Bytes(std::ops::Range<u64>),
+    /// An entry of its archive.
+    Entry(String),
 }

@@ -87,6 +87,11 @@ impl<C: Compute> StageCore<C> {
         self.slots.iter().flatten().count()
     }
 
+    /// Positions held, over all rows.
+    pub fn positions(&self) -> usize {
+        self.slots.iter().flatten().map(|slot| slot.length * branches(slot.kind)).sum()
+    }
+
     /// Frees everything: a new epoch of a pipeline begins.
     pub fn begin(&mut self, pipeline: u64, epoch: u64) {
         self.place = (pipeline, epoch);
@@ -365,7 +370,9 @@ impl<C: Compute> StageCore<C> {
 
     fn refuse(&mut self, unit: &mut Unit, reason: String) {
         self.counters.refused_units += 1;
-        tracing::warn!(slot = unit.slot, generation = unit.generation, reason, "unit refused");
+        let slot = self.slots.get(unit.slot as usize).and_then(Option::as_ref);
+        let request = slot.map_or("", |slot| slot.key.as_str());
+        tracing::warn!(request, slot = unit.slot, generation = unit.generation, reason, "unit refused");
         unit.inputs.clear();
         unit.refused = reason;
     }

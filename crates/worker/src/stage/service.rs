@@ -9,12 +9,13 @@ use std::time::Duration;
 use janus_wire::v1::stage_client::StageClient;
 use janus_wire::v1::stage_server::{Stage, StageServer};
 use janus_wire::v1::{self, Hello, LinkAnswer, LinkMessage, ResultMessage, Role, StepResult, link_message, result_message};
-use janus_wire::{Identity, MAX_NODE_MESSAGE, Security, frame};
+use janus_wire::{Guarded, Identity, MAX_NODE_MESSAGE, Security, frame, tls};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::meter::Meter;
 use super::{Applied, Compute, Features, Fence, Loader, Order, StageCore};
 use crate::{ComputeThread, Error};
 
@@ -59,6 +60,7 @@ struct Shared<C> {
     /// The highest fencing epoch that a coordinator came with.
     fence: Fence,
     refused_frames: AtomicU64,
+    meter: Arc<Meter>,
     /// Microseconds to wait after each frame: tests blow at what would be over before they strike.
     delay: AtomicU64,
     shutdown: CancellationToken,
@@ -120,7 +122,10 @@ impl<C: Compute> StageService<C> {
         feature_bytes: usize,
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
+        let meter = Arc::new(Meter::new(&identity.node, slots));
+        meter.holds(core.as_ref());
         Ok(StageService(Arc::new(Shared {
+            meter,
             identity,
             security,
             thread: ComputeThread::start("stage", QUEUE, core)?,
@@ -145,14 +150,20 @@ impl<C: Compute> StageService<C> {
         self.0.delay.store(delay.as_micros() as u64, Ordering::Relaxed);
     }
 
+    /// What this machine reads at most, in bytes per second: metrics say how much of it is used.
+    pub fn bandwidth(&self, bytes_per_second: f64) {
+        self.0.meter.bandwidth(bytes_per_second);
+    }
+
     /// The layers that are computed with; empty while there are none.
     pub fn held(&self) -> watch::Receiver<Range<usize>> {
         self.0.held.subscribe()
     }
 
     /// As a tonic service.
-    pub fn server(self) -> StageServer<Self> {
-        StageServer::new(self).max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE)
+    pub fn server(self) -> Guarded<StageServer<Self>> {
+        let server = StageServer::new(self);
+        Guarded(server.max_decoding_message_size(MAX_NODE_MESSAGE).max_encoding_message_size(MAX_NODE_MESSAGE))
     }
 }
 
@@ -184,11 +195,12 @@ impl<C: Compute> Shared<C> {
         let Some(compute) = ready else {
             return Err(Error::Layers { held: self.held.borrow().clone(), asked: layers });
         };
-        let slots = self.slots;
+        let (slots, meter) = (self.slots, self.meter.clone());
         self.thread
             .call(move |core| {
                 let counters = core.as_ref().map(StageCore::counters).unwrap_or_default();
                 *core = Some(StageCore::new(compute, slots).counting_on(counters));
+                meter.holds(core.as_ref());
             })
             .await?;
         if let Some(loader) = &self.loader {
@@ -204,7 +216,13 @@ impl<C: Compute> Shared<C> {
             place.over.cancel();
         }
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.thread.call(|core| *core = None).await?;
+        let meter = self.meter.clone();
+        self.thread
+            .call(move |core| {
+                *core = None;
+                meter.holds(core.as_ref());
+            })
+            .await?;
         if let Some(loader) = &self.loader {
             loader.keep(0..0);
         }
@@ -219,7 +237,7 @@ impl<C: Compute> Shared<C> {
         hello: &Hello,
         over: &CancellationToken,
     ) -> Result<Output, Error> {
-        let channel = janus_wire::connect_until(&request.next, &self.security, over.clone()).await?;
+        let channel = janus_wire::connect_until(&request.next, &self.security.to(tls::Role::Stage), over.clone()).await?;
         let mut client = StageClient::new(channel).max_decoding_message_size(MAX_NODE_MESSAGE);
         let (sender, receiver) = mpsc::channel(QUEUE);
         let layers = request.next_first_layer as usize..request.next_end_layer as usize;
@@ -239,6 +257,12 @@ impl<C: Compute> Shared<C> {
             watch.cancel();
         });
         Ok(Output::Next(sender))
+    }
+
+    /// A frame could not be applied.
+    fn refuse(&self) {
+        self.refused_frames.fetch_add(1, Ordering::Relaxed);
+        self.meter.refused_frame();
     }
 
     /// Takes frames from the previous node until either side ends or a frame is not the next one.
@@ -261,22 +285,20 @@ impl<C: Compute> Shared<C> {
                 Ok(Some(_)) => return Err(Error::Invalid("a second hello, or a message that says nothing".to_owned())),
                 // What cannot be read is refused; a neighbour that is gone needs no answer.
                 Err(status) if matches!(status.code(), Code::Internal | Code::OutOfRange) => {
-                    self.refused_frames.fetch_add(1, Ordering::Relaxed);
+                    self.refuse();
                     return Err(Error::Invalid(status.message().to_owned()));
                 }
                 Ok(None) | Err(_) => return Ok(()),
             };
-            let body = order.open(&frame).inspect_err(|_| {
-                self.refused_frames.fetch_add(1, Ordering::Relaxed);
-            })?;
-            let features = self.features.clone();
+            let body = order.open(&frame).inspect_err(|_| self.refuse())?;
+            let (features, meter) = (self.features.clone(), self.meter.clone());
             let apply = move |core: &mut Option<StageCore<C>>| {
-                core.as_mut().map(|core| core.apply(body, &frame.activations, &features))
+                let core = core.as_mut()?;
+                let step = meter.begin(core, &body);
+                Some(core.apply(body, &frame.activations, &features).inspect(|applied| meter.end(step, core, applied)))
             };
             let applied = self.thread.call(apply).await?.ok_or_else(no_layers)?;
-            let applied = applied.inspect_err(|_| {
-                self.refused_frames.fetch_add(1, Ordering::Relaxed);
-            })?;
+            let applied = applied.inspect_err(|_| self.refuse())?;
             let delay = self.delay.load(Ordering::Relaxed);
             if delay > 0 {
                 tokio::time::sleep(Duration::from_micros(delay)).await;
@@ -394,7 +416,7 @@ impl<C: Compute> Stage for StageService<C> {
             }
             place.over.cancel();
         }
-        shared.switch(layers).await?;
+        shared.switch(layers.clone()).await?;
         let (pipeline, epoch) = (hello.pipeline, hello.epoch);
         shared
             .thread
@@ -409,6 +431,7 @@ impl<C: Compute> Stage for StageService<C> {
             (shared.connect_next(&request, &hello, &over).await?, None)
         };
         *shared.place() = Some(Place { pipeline, epoch, output: Some(output), results, over });
+        tracing::info!(pipeline, epoch, ?layers, "placed");
         Ok(Response::new(v1::ConfigureResponse { hello: Some(shared.hello(pipeline, epoch)) }))
     }
 
@@ -445,7 +468,14 @@ impl<C: Compute> Stage for StageService<C> {
                 let _ = answers.send(Err(error.into())).await;
             }
             let (pipeline, epoch) = (hello.pipeline, hello.epoch);
-            let _ = shared.thread.call(move |core| core.as_mut().map(|core| core.rest(pipeline, epoch))).await;
+            let meter = shared.meter.clone();
+            let rest = move |core: &mut Option<StageCore<C>>| {
+                if let Some(core) = core {
+                    core.rest(pipeline, epoch);
+                    meter.holds(Some(core));
+                }
+            };
+            let _ = shared.thread.call(rest).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
