@@ -154,7 +154,6 @@ def scene_paint(page):
     panel.get_by_role("button", name="Complete it").first.click()
     expect(page.get_by_role("tabpanel", name="Complete")).to_be_visible()
     expect(page.locator("#complete .drop span")).to_contain_text("janus-7.png, 64 × 64")
-    shot(page, "page-paint")
 
 
 def scene_ask(page):
@@ -192,7 +191,6 @@ def scene_ask(page):
     answer = api(page, "/v1/chat/completions", body)["choices"][0]["message"]["content"]
     assert answer.strip() and panel.locator(".answer").text_content() == answer, answer
     assert page.evaluate("window.pieces") > 1, "it came in one piece"
-    shot(page, "page-ask")
 
 
 def scene_complete(page):
@@ -234,7 +232,7 @@ def scene_loss(page):
     assert cluster.locator(".nodes li").count() >= 6
     api(page, "/ui/api/model?palette=true")
     prompt = "a red circle above a blue square"
-    paint(page, panel, prompt=prompt, seed=7)
+    paint(page, panel, prompt=prompt, n=2, seed=7)
     until(page, "window.seen.some((s) => s.label.includes('% painted'))")
     expect(cluster.locator(".pipeline .row")).to_contain_text("microbatches/s", timeout=LONG)
     dots = "(c) => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v)"
@@ -246,13 +244,14 @@ def scene_loss(page):
     expect(history).to_contain_text("pipeline 1 has epoch", timeout=LONG)
     expect(history).to_contain_text("pipeline 1 went on after", timeout=LONG)
     expect(panel.locator(".status")).to_contain_text("the picture goes on", timeout=LONG)
-    shot(page, "page-cluster")
+    shot(page, "page")
     done(panel)
     expect(panel.locator(".status")).to_contain_text("went on after a loss")
     expect(cluster.locator(".pipeline .state")).to_have_text("ready", timeout=LONG)
     expect(history).to_contain_text(killed)
-    (picture,) = api(page, "/v1/images/generations", {"prompt": prompt, "seed": 7})["data"]
-    assert finished(page, panel) == pixels(page, picture["b64_json"])
+    pictures = api(page, "/v1/images/generations", {"prompt": prompt, "n": 2, "seed": 7})["data"]
+    for index, picture in enumerate(pictures):
+        assert finished(page, panel, index) == pixels(page, picture["b64_json"]), f"picture {index} is another one"
 
 
 def scene_soon(page):

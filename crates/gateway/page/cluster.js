@@ -173,7 +173,7 @@ export function cluster(section) {
       show(now);
       before = now;
     } catch (error) {
-      status.textContent = error.message;
+      if (status.textContent !== error.message) status.textContent = error.message;
       status.classList.add("problem");
     }
   };
