@@ -68,7 +68,8 @@ enum Palette {
 
 impl Painter {
     fn paint(&self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
-        self.weights.picture(&self.weights.decoder()?, &self.pool, ids, stop)
+        let decoder = self.weights.decoder()?;
+        self.weights.picture(&decoder, &self.pool, ids, stop)
     }
 
     /// Goes on with the palette by at most one decode; the palette, when it is known.
