@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use janus_benches::{ToyStage, bound, head, identity, node, row, serve};
+use janus_benches::{ToyStage, bound, encrypted, head, identity, node, row, serve_by};
 use janus_wire::v1::stage_client::StageClient;
 use janus_wire::v1::{FrameBody, LinkMessage, Mode, Role, Unit, link_message};
 use janus_wire::{MAX_NODE_MESSAGE, Security, frame};
@@ -20,11 +20,19 @@ const FRAMES: u64 = 2000;
 const IDLE: Duration = Duration::from_millis(1);
 
 fn main() -> ExitCode {
+    head("one hop, idle for 1 ms between frames");
+    let plain = hops("", &Security::Plain);
+    let encrypted = hops("TLS: ", &encrypted());
+    if plain && encrypted { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether the bounds hold.
+fn hops(how: &str, security: &Security) -> bool {
     let (sender, receiver) = (node("sender", 2), node("receiver", 2));
     let (stage, mut arrived) = ToyStage::new(24, Duration::ZERO);
-    let address = serve(&receiver, |server| server.add_service(stage.clone().server()));
+    let address = serve_by(security, &receiver, |server| server.add_service(stage.clone().server()));
     let frames = sender.block_on(async {
-        let channel = janus_wire::connect(&address, &Security::Plain).await.unwrap();
+        let channel = janus_wire::connect(&address, security).await.unwrap();
         let (frames, stream) = mpsc::channel(4);
         let hello = identity().hello(Role::Stage, 1, 1, 0..24);
         frames.send(LinkMessage { message: Some(link_message::Message::Hello(hello)) }).await.unwrap();
@@ -35,7 +43,6 @@ fn main() -> ExitCode {
         (frames, answers)
     });
 
-    head("one hop, idle for 1 ms between frames");
     let mut holds = true;
     let mut sequence = 0;
     for (what, rows) in
@@ -57,9 +64,9 @@ fn main() -> ExitCode {
         });
         let seen = stage.take();
         let mut hops: Vec<Duration> = sent.iter().skip(100).map(|(number, at)| seen.arrivals[number] - *at).collect();
-        let what = format!("{what} ({} KiB)", 4 * rows * HIDDEN / 1024);
+        let what = format!("{how}{what} ({} KiB)", 4 * rows * HIDDEN / 1024);
         let p99 = row(&what, &mut hops);
         holds &= rows > 16 || bound("hop", p99, Duration::from_micros(300), Duration::from_millis(1));
     }
-    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    holds
 }

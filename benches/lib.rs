@@ -8,6 +8,7 @@ pub use stage::{Instants, ToyStage};
 
 use std::time::Duration;
 
+use janus_wire::tls::{Door, Peer, Pem, Roles};
 use janus_wire::{Identity, Listener, Security};
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Server;
@@ -25,13 +26,33 @@ pub fn node(name: &str, threads: usize) -> Runtime {
 
 /// Serves on a free loopback port for as long as the runtime lives; gives back the address.
 pub fn serve(runtime: &Runtime, add: impl FnOnce(&mut Server) -> Router) -> String {
+    serve_by(&Security::Plain, runtime, add)
+}
+
+/// The same, as `security` wants it.
+pub fn serve_by(security: &Security, runtime: &Runtime, add: impl FnOnce(&mut Server) -> Router) -> String {
     runtime.block_on(async {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address().to_string();
-        let router = add(&mut janus_wire::server(&Security::Plain).unwrap());
-        tokio::spawn(router.serve_with_incoming(listener.incoming()));
+        let router = add(&mut janus_wire::server(security).unwrap());
+        tokio::spawn(router.serve_with_incoming(listener.behind(security, Door::Nodes)));
         address
     })
+}
+
+/// Mutual TLS between nodes that have every role.
+pub fn encrypted() -> Security {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let (root, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let ca = authority.self_signed(&root).unwrap().pem();
+    let mut node = CertificateParams::new(Vec::new()).unwrap();
+    let peer = Peer { cluster: "bench".to_owned(), roles: Roles::NODES, name: "bench".to_owned() };
+    node.subject_alt_names = peer.uris().into_iter().map(|uri| SanType::URI(uri.try_into().unwrap())).collect();
+    let certificate = node.signed_by(&key, &Issuer::new(authority, root)).unwrap().pem();
+    let own = Some((certificate.into_bytes(), key.serialize_pem().into_bytes()));
+    Security::fixed(&Pem { authority: ca.into_bytes(), own }).unwrap()
 }
 
 /// Prints the head of a table of [`row`]s.

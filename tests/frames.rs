@@ -2,8 +2,12 @@
 // One stage is a list of one range.
 #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init, missing_docs)]
 
+#[path = "harness/client.rs"]
+mod client;
 #[path = "frames/hellos.rs"]
 mod hellos;
+#[path = "frames/hostile.rs"]
+mod hostile;
 #[path = "frames/panics.rs"]
 mod panics;
 #[path = "harness/stage.rs"]

@@ -77,6 +77,13 @@ impl Node {
         identity().hello(Role::Coordinator, PIPELINE, epoch, self.layers.clone())
     }
 
+    /// The same stage over a connection of its own; that one ends with the first.
+    pub async fn another(&self) -> Node {
+        let client = StageClient::new(janus_wire::connect(&self.address, &Security::Plain).await.unwrap());
+        let _shutdown = CancellationToken::new().drop_guard();
+        Node { layers: self.layers.clone(), address: self.address.clone(), client, _shutdown }
+    }
+
     pub async fn describe(&mut self) -> DescribeResponse {
         soon(self.client.describe(DescribeRequest {})).await.unwrap().into_inner()
     }

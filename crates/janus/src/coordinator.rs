@@ -17,7 +17,7 @@ use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::v1::tenants_server::TenantsServer;
-use janus_wire::{Identity, Listener, Security};
+use janus_wire::{Identity, Listener, Pace, Security};
 use janus_worker::weights::WeightsService;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -122,7 +122,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
-        let mut server = janus_wire::server(&security).map_err(broken)?;
+        let mut server = janus_wire::server(&security).map_err(broken)?.layer(Pace);
         let router = server
             .add_service(InterceptedService::new(front.clone().inference(), tenants.clone()))
             .add_service(InterceptedService::new(front.clone().jobs(), tenants.clone()))

@@ -19,7 +19,7 @@ use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::v1::tenants_server::TenantsServer;
-use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
+use janus_wire::{DESCRIPTORS, Identity, Listener, Pace, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
 use janus_worker::stage::{ModelCompute, StageService};
@@ -245,7 +245,7 @@ impl Local {
         services.push(TenantsServer::<Tenants>::NAME);
         services.extend(jobs.as_ref().map(|_| JobsServer::<Jobs>::NAME));
         let reflection = reflection(&services)?;
-        let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?;
+        let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?.layer(Pace);
         let router = router
             .add_service(InterceptedService::new(coordinator.clone().server(), tenants.clone()))
             .add_service(InterceptedService::new(alone.server(), tenants.clone()))

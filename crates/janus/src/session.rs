@@ -463,7 +463,7 @@ pub(crate) fn failure(status: Status) -> Failure {
         | Code::DataLoss => Failure::Mistake(message),
         // A status with a source was not said by the server.
         _ if std::error::Error::source(&status).is_some() => {
-            Failure::Broken(format!("the connection to the server was lost: {message}"))
+            Failure::Broken(format!("the connection to the server was lost: {}", janus_wire::status::cause(&status)))
         }
         _ => Failure::Broken(message),
     }

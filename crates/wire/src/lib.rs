@@ -17,6 +17,7 @@ pub mod hello;
 pub mod limits;
 mod line;
 mod listener;
+mod paced;
 mod security;
 pub mod status;
 pub mod tls;
@@ -30,6 +31,7 @@ pub use guard::Guarded;
 pub use hello::Identity;
 pub use limits::{MAX_CLIENT_MESSAGE, MAX_NODE_MESSAGE};
 pub use listener::{Incoming, Listener, check_loopback, server};
+pub use paced::Pace;
 pub use security::Security;
 
 /// Generated messages and services of package `janus.v1`.

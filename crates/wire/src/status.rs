@@ -42,3 +42,14 @@ pub fn field(status: &Status) -> Option<String> {
 pub fn retry_after(status: &Status) -> Option<Duration> {
     status.get_error_details().retry_info()?.retry_delay
 }
+
+/// What a failed call failed of, as far down as anybody knows: tonic's own words for a broken connection say little.
+pub fn cause(status: &Status) -> String {
+    let mut words = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(inner) = source {
+        words = inner.to_string();
+        source = inner.source();
+    }
+    words
+}

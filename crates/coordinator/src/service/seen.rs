@@ -9,10 +9,10 @@ use janus_wire::v1::{self, RequestHeader, chat_event, generate_image_event};
 use opentelemetry::metrics::{Counter, Histogram, UpDownCounter};
 use opentelemetry::{KeyValue, global};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 use tracing::{Span, error_span, field::Empty};
 
+use super::Events;
 use crate::auth::Caller;
 use crate::sight::{SCOPE, WAITS};
 
@@ -68,7 +68,7 @@ pub(super) trait Marks {
 
 /// A stream of events that is watched on its way to the caller.
 pub struct Watched<T> {
-    events: ReceiverStream<Result<T, Status>>,
+    events: Events<T>,
     seen: Seen,
 }
 
@@ -146,7 +146,7 @@ impl Seen {
     /// A call that is answered by a stream ends with it.
     pub(super) fn streaming<T>(
         mut self,
-        answer: Result<Response<ReceiverStream<Result<T, Status>>>, Status>,
+        answer: Result<Response<Events<T>>, Status>,
     ) -> Result<Response<Watched<T>>, Status> {
         match answer {
             Ok(response) => Ok(response.map(|events| Watched { events, seen: self })),

@@ -131,7 +131,7 @@ fn follow(ring: &Weak<Keyring>, files: &Files, mut seen: Pem, ended: &Receiver<(
                 *ring.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
                 seen = pem;
                 wrong.clear();
-                tracing::warn!(certificate = ring.title, "certificates changed; new connections use them");
+                tracing::info!(certificate = ring.title, "certificates changed; new connections use them");
             }
             Err(error) => {
                 let text = error.to_string();

@@ -11,6 +11,9 @@ use janus_wire::v1::{
 use super::compute::{Compute, SampleJob, branches};
 use super::{Features, compute};
 
+/// Operations on one slot in one frame.
+const OPERATIONS: usize = 4;
+
 /// The reason a coordinator reacts to by having the picture encoded again.
 pub const FEATURES_MISSING: &str = "the picture's features are not here";
 
@@ -169,6 +172,14 @@ impl<C: Compute> StageCore<C> {
             return Err(janus_wire::Error::Frame(format!(
                 "its epoch is {}, but pipeline {pipeline} is in {epoch} now",
                 body.epoch
+            )));
+        }
+        // A slot has one unit of a frame, and is truncated, closed and opened at most once; more only costs time.
+        let most = self.slots.len();
+        if body.units.len() > most || body.slots.len() > OPERATIONS * most {
+            let (units, slots) = (body.units.len(), body.slots.len());
+            return Err(janus_wire::Error::Frame(format!(
+                "{units} units and {slots} slot operations are too many for {most} slots"
             )));
         }
         for op in &body.slots {

@@ -21,6 +21,8 @@ use crate::{ComputeThread, Error};
 
 /// Frames or results that wait for a neighbour to take them; the sender then waits too.
 const QUEUE: usize = 4;
+/// Bytes of a handle of features; a digest has 32.
+const MAX_HANDLE: usize = 64;
 
 /// Where a frame goes when this stage is done with it.
 enum Output {
@@ -530,10 +532,13 @@ impl<C: Compute> Stage for StageService<C> {
         if shared.held.borrow().start != 0 {
             return Err(Error::Invalid("features go to the first stage".to_owned()).into());
         }
+        if !(1..=MAX_HANDLE).contains(&request.handle.len()) {
+            return Err(Error::Invalid(format!("a handle has 1 to {MAX_HANDLE} bytes, not {}", request.handle.len())).into());
+        }
         let mut rows = Vec::with_capacity(request.features.len() / 4);
         frame::read_rows(&request.features, &mut rows).map_err(Error::from)?;
         let expected = request.rows as usize * shared.hidden;
-        if rows.len() != expected || rows.is_empty() || request.handle.is_empty() {
+        if rows.len() != expected || rows.is_empty() {
             return Err(Error::Invalid(format!(
                 "{} numbers are not {} rows of {}",
                 rows.len(),
