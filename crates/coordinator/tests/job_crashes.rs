@@ -17,7 +17,7 @@ use janus_coordinator::jobs::{Engine, Jobs, MANIFEST, Objects, Options, Picture,
 use janus_wire::v1::jobs_server::Jobs as _;
 use janus_wire::v1::{self, AskItem, JobItem, JobStatus, PaintItem, create_job_request, job_item};
 use object_store::memory::InMemory;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 use sha2::{Digest, Sha256};
 use shaky::{Dice, Life, ShakyObjects, ShakyStore};
 use tokio_util::sync::CancellationToken;
