@@ -86,6 +86,7 @@ impl Engine for Toy {
 }
 
 fn items(dice: &mut Dice) -> Vec<JobItem> {
+    let count = 1 + dice.below(20);
     let one = |number: u64| {
         let work = match dice.below(5) {
             0 => job_item::Work::Ask(AskItem { question: format!("what is {number}?"), ..AskItem::default() }),
@@ -97,7 +98,6 @@ fn items(dice: &mut Dice) -> Vec<JobItem> {
         };
         JobItem { id: format!("item {number}"), work: Some(work) }
     };
-    let count = 1 + dice.clone().below(20);
     (0..count).map(one).collect()
 }
 
