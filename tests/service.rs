@@ -93,6 +93,7 @@ async fn a_field_that_cannot_be_used_is_named_in_message_and_details() {
         (painted(|r| r.header = head(|h| h.request_id = "\u{e9}".into())), "header.request_id"),
         (painted(|r| r.header = head(|h| h.priority = 9)), "header.priority"),
         (painted(|r| r.n = 257), "n"),
+        (painted(|r| r.partial_images = 4), "partial_images"),
         (painted(|r| r.temperature = Some(f32::NAN)), "temperature"),
         (painted(|r| r.temperature = Some(-1.0)), "temperature"),
         (painted(|r| r.temperature = Some(f32::INFINITY)), "temperature"),

@@ -32,7 +32,7 @@ async fn a_process_that_says_ready_is_healthy_and_says_what_it_serves() {
     for service in ["janus.v1.Inference", ""] {
         assert_eq!(health(&served, service).await, ServingStatus::Serving, "`{service}`");
     }
-    let model = soon(client(served.channel().await).describe(DescribeModelRequest {})).await.unwrap().into_inner();
+    let model = soon(client(served.channel().await).describe(DescribeModelRequest::default())).await.unwrap().into_inner();
     assert_eq!((model.stages, model.image_size, model.grid, model.codebook), (3, 64, 4, 64));
     assert_eq!((model.model, model.digest.len()), (text(&tiny("transformers")), 32));
     assert!(model.numerics.starts_with("cpu-k"), "{}", model.numerics);

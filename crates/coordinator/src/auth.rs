@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tonic::{Request, Status};
 
 /// Tenant of everybody where there are no credentials.
-pub(crate) const LOCAL: &str = "local";
+pub const LOCAL: &str = "local";
 
 /// The caller of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]

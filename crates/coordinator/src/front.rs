@@ -1,19 +1,25 @@
 //! What a coordinator process serves, whether it leads or stands by: a standby says who leads.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use janus_cluster::{Candidate, Members};
 use janus_wire::status::unavailable;
 use janus_wire::v1::cluster_server::{Cluster, ClusterServer};
 use janus_wire::v1::inference_server::{Inference, InferenceServer};
+use janus_wire::v1::jobs_server::{Jobs as JobsService, JobsServer};
 use janus_wire::v1::{self, MemberStatus, PipelineStatus, RequestCounts, StagePlace};
 use janus_wire::{LEADER, MAX_CLIENT_MESSAGE};
 use tokio::sync::watch;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use crate::Coordinator;
 use crate::auth::Caller;
+use crate::conduct::Standing;
+use crate::conduct::run::View;
+use crate::jobs::{self, Jobs};
 use crate::lead::Reign;
+use crate::sight;
+use crate::{Coordinator, DriverHandle};
 
 /// When to ask a standby again, or a coordinator without a leader.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(500);
@@ -38,7 +44,17 @@ impl Front {
         Front(Arc::new(Shared { reign, leader, members }))
     }
 
-    /// For clients, with the credentials of `tenants`.
+    /// Registers what metrics say of the cluster. Once in a process.
+    pub fn observe(&self) {
+        let (reigning, seen) = (self.0.clone(), self.0.clone());
+        sight::observe_drivers(move || reigning.reign.borrow().as_ref().map(|r| r.drivers.clone()).unwrap_or_default());
+        sight::observe_cluster(move || {
+            let epoch = seen.leader.borrow().as_ref().map_or(0, |(_, epoch)| *epoch);
+            sight::Outlook { leads: seen.reign.borrow().is_some(), epoch, view: seen.view() }
+        });
+    }
+
+    /// For clients.
     pub fn inference(self) -> InferenceServer<Self> {
         InferenceServer::new(self)
             .max_decoding_message_size(MAX_CLIENT_MESSAGE)
@@ -48,6 +64,11 @@ impl Front {
     /// For operators.
     pub fn cluster(self) -> ClusterServer<Self> {
         ClusterServer::new(self)
+    }
+
+    /// For work that nobody waits for.
+    pub fn jobs(self) -> JobsServer<Self> {
+        jobs::server(self)
     }
 
     fn reign(&self) -> Result<Reign, Status> {
@@ -69,6 +90,24 @@ impl Front {
 
     fn coordinator(&self) -> Result<Coordinator, Status> {
         self.reign().map(|reign| reign.coordinator)
+    }
+
+    fn kept_jobs(&self) -> Result<Jobs, Status> {
+        let none =
+            || Status::failed_precondition("this cluster keeps no jobs: its coordinators were started without --jobs");
+        self.reign()?.jobs.ok_or_else(none)
+    }
+}
+
+impl Shared {
+    /// The conductor's view, or what a standby knows.
+    fn view(&self) -> View {
+        if let Some(reign) = self.reign.borrow().as_ref() {
+            return reign.conductor.view().borrow().clone();
+        }
+        let members = self.members.borrow();
+        let unknown = members.by_id.values().map(|m| (m.clone(), "unknown")).collect();
+        View { members: unknown, pipelines: Vec::new(), stale: members.stale }
     }
 }
 
@@ -114,14 +153,7 @@ impl Cluster for Front {
         let reign = self.0.reign.borrow().clone();
         let leader = self.0.leader.borrow().clone();
         let (leader, epoch) = leader.unwrap_or_default();
-        let view = match &reign {
-            Some(reign) => reign.conductor.view().borrow().clone(),
-            None => {
-                let members = self.0.members.borrow();
-                let unknown = members.by_id.values().map(|m| (m.clone(), "unknown")).collect();
-                crate::conduct::run::View { members: unknown, pipelines: Vec::new(), stale: members.stale }
-            }
-        };
+        let view = self.0.view();
         let drivers = reign.map(|r| r.drivers).unwrap_or_default();
         let layers_of = |id: &str| {
             let mut stages = view.pipelines.iter().flat_map(|p| &p.stages);
@@ -142,47 +174,15 @@ impl Cluster for Front {
             numerics: m.numerics.clone(),
             version: m.version.clone(),
         });
-        let pipelines = view.pipelines.iter().zip(&drivers).zip(1..).map(|((p, driver), id)| {
-            let (_, microbatches, failures) = driver.history();
-            let state = match (p.ready, p.begun, p.busy) {
-                (true, ..) => "ready",
-                (_, true, true) => "recovering",
-                (_, true, false) => "parked",
-                _ => "forming",
-            };
-            PipelineStatus {
-                id,
-                epoch: p.epoch,
-                state: state.to_owned(),
-                reason: p.reason.clone(),
-                stages: p
-                    .stages
-                    .iter()
-                    .map(|(node, layers)| StagePlace {
-                        node: node.clone(),
-                        first_layer: layers.start as u32,
-                        end_layer: layers.end as u32,
-                    })
-                    .collect(),
-                failures,
-                recovery_seconds: driver.recovery().map_or(0.0, |d| d.as_secs_f64()),
-                microbatches,
-            }
-        });
-        let mut requests = RequestCounts::default();
-        for driver in &drivers {
-            let (queued, running) = driver.counts();
-            requests.running += running as u64;
-            requests.queued += queued as u64;
-            requests.parked += driver.parked() as u64;
-        }
+        let pipelines =
+            view.pipelines.iter().zip(&drivers).zip(1..).map(|((standing, driver), id)| pipeline(id, standing, driver));
         Ok(Response::new(v1::StatusResponse {
             epoch,
             leader: leader.id,
             leader_address: leader.address,
             members: members.collect(),
             pipelines: pipelines.collect(),
-            requests: Some(requests),
+            requests: Some(requests(&drivers)),
             store_reachable: !view.stale,
         }))
     }
@@ -203,5 +203,84 @@ impl Cluster for Front {
         let node = request.into_inner().node;
         self.reign()?.conductor.drain(&node).await?;
         Ok(Response::new(v1::DrainResponse {}))
+    }
+}
+
+/// A pipeline, for people.
+pub(crate) fn pipeline(id: u64, standing: &Standing, driver: &DriverHandle) -> PipelineStatus {
+    let (_, microbatches, failures) = driver.history();
+    let state = match (standing.ready, standing.begun, standing.busy) {
+        (true, ..) => "ready",
+        (_, true, true) => "recovering",
+        (_, true, false) => "parked",
+        _ => "forming",
+    };
+    let place = |(node, layers): &(String, Range<usize>)| StagePlace {
+        node: node.clone(),
+        first_layer: layers.start as u32,
+        end_layer: layers.end as u32,
+    };
+    PipelineStatus {
+        id,
+        epoch: standing.epoch,
+        state: state.to_owned(),
+        reason: standing.reason.clone(),
+        stages: standing.stages.iter().map(place).collect(),
+        failures,
+        recovery_seconds: driver.recovery().map_or(0.0, |d| d.as_secs_f64()),
+        microbatches,
+    }
+}
+
+/// What all pipelines have to do.
+pub(crate) fn requests(drivers: &[DriverHandle]) -> RequestCounts {
+    let mut requests = RequestCounts::default();
+    for driver in drivers {
+        let (queued, running) = driver.counts();
+        requests.running += running as u64;
+        requests.queued += queued as u64;
+        requests.parked += driver.parked() as u64;
+    }
+    requests
+}
+
+#[tonic::async_trait]
+impl JobsService for Front {
+    type WatchStream = <Jobs as JobsService>::WatchStream;
+    type ResultsStream = <Jobs as JobsService>::ResultsStream;
+
+    async fn put_blob(
+        &self,
+        request: Request<Streaming<v1::PutBlobRequest>>,
+    ) -> Result<Response<v1::PutBlobResponse>, Status> {
+        self.kept_jobs()?.put_blob(request).await
+    }
+
+    async fn create(&self, request: Request<Streaming<v1::CreateJobRequest>>) -> Result<Response<v1::Job>, Status> {
+        self.kept_jobs()?.create(request).await
+    }
+
+    async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
+        self.kept_jobs()?.get(request).await
+    }
+
+    async fn list(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+        self.kept_jobs()?.list(request).await
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
+        self.kept_jobs()?.cancel(request).await
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteJobRequest>) -> Result<Response<v1::DeleteJobResponse>, Status> {
+        self.kept_jobs()?.delete(request).await
+    }
+
+    async fn watch(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        self.kept_jobs()?.watch(request).await
+    }
+
+    async fn results(&self, request: Request<v1::ResultsRequest>) -> Result<Response<Self::ResultsStream>, Status> {
+        self.kept_jobs()?.results(request).await
     }
 }

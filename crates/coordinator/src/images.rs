@@ -12,7 +12,7 @@ use tonic::Status;
 /// Largest picture file.
 const MAX_BYTES: usize = 64 << 20;
 /// Bytes of recent pictures that can be named by digest alone.
-const KEEP_BYTES: usize = 256 << 20;
+const KEEP_BYTES: usize = 128 << 20;
 
 /// A picture's bytes and digest.
 #[derive(Debug, Clone)]

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::conduct::Wishes;
 use crate::conduct::run::{self, Handle, Setup};
+use crate::jobs::{self, Jobs};
 use crate::ledger::{self, Ledger, Logs};
 use crate::pipeline::stage_client;
 use crate::schedule::Limits;
@@ -55,6 +56,8 @@ pub struct Realm {
     pub tenants: Tenants,
     /// Stops admissions.
     pub draining: CancellationToken,
+    /// Where jobs are kept and how they are run; `None` if there are none.
+    pub jobs: Option<(jobs::Objects, jobs::Options)>,
 }
 
 /// One reign. Cheap to clone.
@@ -64,6 +67,8 @@ pub struct Reign {
     pub coordinator: Coordinator,
     /// Places and replaces stages.
     pub conductor: Handle,
+    /// Work that nobody waits for, if this cluster keeps any.
+    pub jobs: Option<Jobs>,
     /// One for each pipeline.
     pub drivers: Vec<DriverHandle>,
     /// Whether any pipeline is ready.
@@ -133,12 +138,29 @@ impl Realm {
         };
         let conductor = run::start(setup, plans, over.clone());
         coordinator.restore(admitted, &logs).await;
+        let jobs = self.jobs(&coordinator, epoch, logs, &over).await;
         tokio::spawn(self.clone().keep_logs(epoch, drivers.clone(), over.clone()));
         let (tenants, measured) = (self.tenants.clone(), drivers.clone());
         let (fence, every) = (Some((self.identity.cluster.clone(), epoch)), self.log_every);
         tokio::spawn(async move { over.run_until_cancelled(tenants.measure(measured, fence, every)).await });
         let ready = any_ready(&drivers);
-        Ok(Some(Reign { coordinator, conductor, drivers, ready, epoch }))
+        Ok(Some(Reign { coordinator, conductor, jobs, drivers, ready, epoch }))
+    }
+
+    /// Goes on with the jobs that are there.
+    async fn jobs(&self, coordinator: &Coordinator, epoch: u64, logs: Logs, over: &CancellationToken) -> Option<Jobs> {
+        let (objects, options) = self.jobs.clone()?;
+        let setup = jobs::Setup {
+            store: self.store.clone(),
+            keys: self.keys.clone(),
+            cluster: self.identity.cluster.clone(),
+            epoch,
+            objects,
+            options,
+            engine: coordinator.units(logs),
+            model: self.identity.model,
+        };
+        Jobs::start(setup, over.clone()).await
     }
 
     /// What a predecessor left in the store; waits for the store, and for the first word about members.

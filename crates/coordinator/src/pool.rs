@@ -86,6 +86,31 @@ impl<T: Clone> Pool<T> {
         nodes.get(best).map(|node| (best.clone(), node.busy.clone()))
     }
 
+    /// A node without calls that did not just fail.
+    fn idle(&self) -> Option<(String, Arc<()>)> {
+        let (address, busy) = self.choose()?;
+        let nodes = self.nodes();
+        let failed = nodes.get(&address)?.failed.is_some_and(|at| at.elapsed() < AVOID);
+        // Its own count and ours.
+        (!failed && Arc::strong_count(&busy) == 2).then_some((address, busy))
+    }
+
+    /// Calls an idle node once, if there is one; how that fails is nobody's concern but the log's.
+    pub(crate) async fn call_idle<R, F>(&self, call: impl FnOnce(T) -> F) -> Option<R>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let (address, _busy) = self.idle()?;
+        let client = self.client(&address).await.ok()?;
+        match call(client).await {
+            Ok(answer) => Some(answer.into_inner()),
+            Err(status) => {
+                tracing::debug!(address, role = self.role, error = status.message(), "an idle node did not do it");
+                None
+            }
+        }
+    }
+
     async fn client(&self, address: &str) -> Result<T, Error> {
         if let Some(client) = self.nodes().get(address).and_then(|n| n.client.clone()) {
             return Ok(client);
@@ -137,4 +162,23 @@ impl<T: Clone> Pool<T> {
 /// Whether another node, or the same one a little later, may do better.
 fn elsewhere(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::FailedPrecondition)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_node_without_calls_that_did_not_fail_is_idle() {
+        let two = watch::channel(vec!["a:1".to_owned(), "b:1".to_owned()]).1;
+        let pool = Pool::decoders(two, &Security::Plain, Duration::ZERO);
+        let (first, _busy) = pool.choose().unwrap();
+        let (second, busy) = pool.idle().unwrap();
+        assert_ne!(first, second);
+        assert!(pool.idle().is_none());
+        drop(busy);
+        assert_eq!(pool.idle().map(|(address, _)| address), Some(second.clone()));
+        pool.nodes().get_mut(&second).unwrap().failed = Some(Instant::now());
+        assert!(pool.idle().is_none());
+    }
 }

@@ -52,6 +52,8 @@ pub(crate) struct Record {
     pictures: Mutex<Vec<Arc<OnceCell<DecodeResponse>>>>,
     /// Ids fed at the start, for `Started`.
     pub(crate) prompt: Vec<u32>,
+    /// The trace of the call that made it.
+    pub(crate) trace: opentelemetry::Context,
     /// Whether it is durable, once that is known.
     accepted: watch::Sender<Option<bool>>,
 }
@@ -66,6 +68,7 @@ impl Record {
             pictures: Mutex::new(units.iter().map(|_| Arc::default()).collect()),
             units,
             prompt,
+            trace: opentelemetry::Context::current(),
             accepted: watch::channel(None).0,
         }
     }

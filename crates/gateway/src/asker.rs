@@ -8,6 +8,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use janus_wire::v1::RequestHeader;
+use opentelemetry::Context;
 use tonic::metadata::{Ascii, MetadataValue};
 
 use crate::Problem;
@@ -64,9 +65,18 @@ impl<S: Sync> FromRequestParts<S> for Asker {
         Ok(Asker {
             id: parts.extensions.get::<RequestId>().map_or_else(|| name("req"), |id| id.0.clone()),
             authorization: metadata(header::AUTHORIZATION.as_str()),
-            traceparent: metadata(TRACEPARENT),
+            // In our own span, if anybody watches; else as it came.
+            traceparent: Some(janus_wire::trace::traceparent(&Context::current()))
+                .filter(|context| !context.is_empty())
+                .and_then(|context| context.parse().ok())
+                .or_else(|| metadata(TRACEPARENT)),
         })
     }
+}
+
+/// The name of a request that passed [`named`].
+pub(crate) fn id(request: &Request) -> &str {
+    request.extensions().get::<RequestId>().map_or("", |id| &id.0)
 }
 
 /// A name nobody can guess: 128 random bits behind a prefix.

@@ -140,6 +140,7 @@ pub(crate) struct Painting {
     attached: Attached<v1::GenerateImageRequest, v1::GenerateImageEvent>,
     /// Ids of the prompt, once they are known.
     pub(crate) prompt: u64,
+    resumed: u32,
     known: BTreeMap<u32, u32>,
     partials: BTreeSet<(u32, u32)>,
     images: BTreeSet<u32>,
@@ -147,6 +148,10 @@ pub(crate) struct Painting {
 
 /// What happens to pictures; everything once.
 pub(crate) enum Painted {
+    /// So many units are before it.
+    Queued(u32),
+    /// It went on after a loss, so many times by now.
+    Resumed(u32),
     Progress(v1::ImageProgress),
     Partial(v1::ImagePartial),
     Image(v1::ImageDone),
@@ -159,7 +164,14 @@ impl Painting {
         let open =
             |channel, request| -> Opened<_> { Box::pin(async move { inference(channel).generate_image(request).await }) };
         let attached = Attached::new(gateway, asker, request, room, open);
-        Painting { attached, prompt: 0, known: BTreeMap::new(), partials: BTreeSet::new(), images: BTreeSet::new() }
+        Painting {
+            attached,
+            prompt: 0,
+            resumed: 0,
+            known: BTreeMap::new(),
+            partials: BTreeSet::new(),
+            images: BTreeSet::new(),
+        }
     }
 
     /// Waits until the request is admitted, or refused.
@@ -197,7 +209,14 @@ impl Painting {
                     }
                 }
                 Some(Event::Done(done)) => return Ok(Painted::Done(done)),
-                Some(Event::Accepted(_) | Event::Queued(_) | Event::Resumed(_)) | None => {}
+                Some(Event::Queued(queued)) => return Ok(Painted::Queued(queued.position)),
+                Some(Event::Resumed(resumed)) => {
+                    if resumed.count > self.resumed {
+                        self.resumed = resumed.count;
+                        return Ok(Painted::Resumed(resumed.count));
+                    }
+                }
+                Some(Event::Accepted(_)) | None => {}
             }
         }
     }

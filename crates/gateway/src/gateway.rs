@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use janus_wire::{Coordinators, Security, v1};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -15,7 +15,7 @@ use crate::remote::Remote;
 use crate::results::Results;
 use crate::{
     Asker, Error, Problem, asker, attached, batches, body, chat, files, health, images, models, openapi, page, problem,
-    results,
+    results, seen,
 };
 
 /// How long a question that changes nothing looks for a coordinator.
@@ -92,7 +92,7 @@ impl Gateway {
     /// What the coordinator said, if it is not the model.
     pub async fn describe(&self, asker: &Asker) -> Result<v1::DescribeModelResponse, Problem> {
         let describe = |channel| {
-            let request = asker.request(v1::DescribeModelRequest {});
+            let request = asker.request(v1::DescribeModelRequest::default());
             async move { attached::inference(channel).describe(request).await }
         };
         Ok(self.coordinators().call(PATIENCE, describe).await?)
@@ -142,6 +142,7 @@ impl Gateway {
             .layer(CatchPanicLayer::custom(problem::panicked))
             .layer(from_fn(body::timed))
             .layer(from_fn(asker::same_site))
+            .layer(from_fn_with_state(seen::Door::new(), seen::seen))
             .layer(from_fn(asker::named))
             .with_state(self)
     }

@@ -73,7 +73,8 @@ pub(crate) struct ImageRequest {
     pub(crate) init_image: Option<String>,
     /// Extension: how many rows of codebook ids of `init_image` to keep.
     pub(crate) keep_rows: Option<u32>,
-    /// Extension, with `stream`: send `image_generation.progress` events with the ids as they are drawn.
+    /// Extension, with `stream`: send `image_generation.progress` events with the ids as they are drawn, and
+    /// `image_generation.queued` and `image_generation.resumed` (after a loss).
     pub(crate) stream_ids: Option<bool>,
 }
 
@@ -217,7 +218,7 @@ fn renamed(problem: Problem) -> Problem {
 /// Paints pictures.
 ///
 /// With `stream: true` the answer is a stream of server-sent events: `image_generation.partial_image`,
-/// `image_generation.progress` if it was asked for, and `image_generation.completed` for each picture.
+/// `image_generation.progress`, `.queued` and `.resumed` if ids were asked for, and `image_generation.completed` for each picture.
 #[utoipa::path(post, path = "/v1/images/generations", tag = "images", request_body = ImageRequest, responses(
     (status = 200, description = "The pictures", content((ImageResponse = "application/json"), (String = "text/event-stream"))),
     (status = "default", description = "What went wrong", body = crate::problem::Body)
@@ -235,7 +236,8 @@ pub(crate) async fn generate(
     let mut painting = Painting::new(gateway.clone(), asker, wanted, room);
     painting.begin().await.map_err(|status| renamed(status.into()))?;
     if request.stream.unwrap_or_default() {
-        let growing = Growing { painting, manner, kept, created: now() };
+        let course = request.stream_ids.unwrap_or_default();
+        let growing = Growing { painting, manner, kept, course, created: now() };
         return Ok(sse::stream(growing, Growing::next).into_response());
     }
     let base = results::base(&gateway, &headers);
@@ -257,7 +259,7 @@ pub(crate) async fn generate(
                 data.push((at, Picture { b64_json, url, seed, sha256 }));
             }
             Painted::Done(done) => break done.usage.unwrap_or_default(),
-            Painted::Progress(_) | Painted::Partial(_) => {}
+            Painted::Queued(_) | Painted::Resumed(_) | Painted::Progress(_) | Painted::Partial(_) => {}
         }
     };
     data.sort_by_key(|(at, _)| *at);
@@ -272,12 +274,19 @@ pub(crate) async fn generate(
     Ok(Answer(answer).into_response())
 }
 
+/// An event of a request's course.
+fn course(kind: &'static str, name: &str, value: u32) -> Result<sse::Event, Problem> {
+    sse::Event::new(kind, &serde_json::json!({ "type": kind, name: value }))
+}
+
 /// Pictures as a stream of events.
 struct Growing {
     painting: Painting,
     manner: Manner,
     /// Ids that were given.
     kept: u64,
+    /// Whoever wants the ids wants to know of the rest of its course too.
+    course: bool,
     created: u64,
 }
 
@@ -321,6 +330,9 @@ impl Growing {
         loop {
             let event = match self.painting.next().await {
                 Ok(Painted::Progress(progress)) if progress.ids.is_empty() => continue,
+                Ok(Painted::Queued(_) | Painted::Resumed(_)) if !self.course => continue,
+                Ok(Painted::Queued(position)) => course("image_generation.queued", "position", position),
+                Ok(Painted::Resumed(count)) => course("image_generation.resumed", "count", count),
                 Ok(Painted::Progress(p)) => {
                     let kind = "image_generation.progress";
                     let event = ProgressEvent { kind, index: p.index, known: p.known, total: p.total, ids: p.ids };

@@ -24,6 +24,7 @@ mod problem;
 mod remote;
 mod results;
 mod seed;
+mod seen;
 mod sse;
 
 pub use asker::Asker;

@@ -14,16 +14,22 @@ use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
+use janus_wire::v1::jobs_server::JobsServer;
+use janus_wire::v1::tenants_server::TenantsServer;
 use janus_wire::{Identity, Listener, Security};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
+use tonic::service::interceptor::InterceptedService;
 
 use crate::args::Coordinator as Args;
+use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::{self, prove};
 use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
 use crate::probes::Probes;
-use crate::serve::{Signals, check_listen};
+use crate::serve::{Signals, check_credentials, check_listen};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, output, session};
 
 /// How long encoding and decoding may look for a node.
@@ -42,10 +48,13 @@ pub(crate) fn security(args: &Args) -> Outcome<Security> {
     Ok(security)
 }
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
     let security = security(&args)?;
     let config = args.node.store.config()?;
     let keys = Keys::new(&args.node.store.cluster).map_err(Failure::mistake)?;
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.node.insecure, operator.as_deref())?;
+    let jobs = args.keep.open()?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.node.model)?)?;
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
@@ -69,6 +78,14 @@ pub(crate) fn run(args: Args) -> Outcome {
             store = connected(&config) => store?,
             () = signals.any() => return Ok(()),
         };
+        if let Some((objects, _)) = &jobs {
+            prove(objects, store.as_ref(), &keys).await?;
+        }
+        let tenants = Tenants::start(store.clone(), keys.clone(), operator.as_deref(), CancellationToken::new());
+        let jobs = jobs.map(|(objects, mut options)| {
+            options.roots = kept::roots(options.roots, &tenants);
+            (objects, options)
+        });
         let members = watch_members(store.clone(), &args.node.store.cluster).map_err(Failure::mistake)?;
         let spec = checkpoint.spec.clone();
         let kv_positions = args.kv_positions.max(spec.llm.max_positions.min(4096));
@@ -92,8 +109,9 @@ pub(crate) fn run(args: Args) -> Outcome {
             limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS },
             patience: PATIENCE,
             log_every: Duration::from_secs(args.log_every),
-            tenants: Tenants::open(),
+            tenants: tenants.clone(),
             draining: draining.clone(),
+            jobs,
             spec,
         };
 
@@ -101,14 +119,22 @@ pub(crate) fn run(args: Args) -> Outcome {
         let (leader, led) = watch::channel(None);
         let stale = members.clone();
         let front = Front::new(reigning.clone(), led.clone(), members);
+        front.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let mut server = janus_wire::server(&security).map_err(broken)?;
         let router = server
-            .add_service(front.clone().inference())
-            .add_service(front.cluster())
+            .add_service(InterceptedService::new(front.clone().inference(), tenants.clone()))
+            .add_service(InterceptedService::new(front.clone().jobs(), tenants.clone()))
+            .add_service(InterceptedService::new(front.cluster(), tenants.clone()))
+            .add_service(InterceptedService::new(tenants.clone().server(), tenants))
             .add_service(health_service)
-            .add_service(reflection(&[InferenceServer::<Front>::NAME, ClusterServer::<Front>::NAME])?);
+            .add_service(reflection(&[
+                InferenceServer::<Front>::NAME,
+                JobsServer::<Front>::NAME,
+                ClusterServer::<Front>::NAME,
+                TenantsServer::<Tenants>::NAME,
+            ])?);
         let closing = CancellationToken::new();
         let until = closing.clone();
         let incoming = listener.behind(&security, Door::Public);
@@ -126,6 +152,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         let over = CancellationToken::new();
         let reigns = follow_election(election.leadership(), candidate, realm, tokenizer, &reign, &leader, over.clone());
         output::print_line(&format!("coordinator {name} {address}"));
+        telemetry.announce();
         tokio::select! {
             ended = reigns => ended?,
             () = signals.any() => {}
@@ -238,7 +265,7 @@ async fn another_model(leader: &Candidate, realm: &Realm) -> Failure {
         let ask = async {
             let security = realm.security.to(Role::Coordinator);
             let channel = janus_wire::connect(&leader.address, &security).await.ok()?;
-            let answer = InferenceClient::new(channel).describe(DescribeModelRequest {}).await.ok()?;
+            let answer = InferenceClient::new(channel).describe(signed(DescribeModelRequest::default())).await.ok()?;
             Some(answer.into_inner())
         };
         if let Ok(Some(served)) = tokio::time::timeout(DESCRIBE, ask).await {

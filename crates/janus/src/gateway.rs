@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Door, Gateway as Args};
 use crate::failure::{Failure, Outcome};
 use crate::serve::{Signals, check_listen};
+use crate::telemetry::Telemetry;
 use crate::{output, session};
 
 /// Where the door of `janus serve` is if nobody says otherwise.
@@ -20,15 +21,16 @@ const GRACE: Duration = Duration::from_secs(60);
 /// How long their last bytes may take, once what answers them is gone.
 const FLUSH: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
     let security = args.tls.security()?;
     check_listen(&args.listen, args.insecure, &security)?;
-    let gateway = open(args.endpoint, args.door, security.clone())?;
+    let gateway = open(args.endpoint, args.door, security.clone(), telemetry)?;
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let listener = Listener::bind(&args.listen).await.map_err(Failure::mistake)?;
         let running = Running::start(gateway, listener, security);
         output::print_line(&format!("http {}", running.address));
+        telemetry.announce();
         signals.any().await;
         tokio::select! {
             () = running.stop(GRACE) => {}
@@ -39,13 +41,17 @@ pub(crate) fn run(args: Args) -> Outcome {
 }
 
 /// A gateway with what the command line says.
-pub(crate) fn open(endpoints: String, door: Door, security: Security) -> Outcome<Gateway> {
+pub(crate) fn open(endpoints: String, door: Door, security: Security, telemetry: &Telemetry) -> Outcome<Gateway> {
     let Door { image_hosts, public_url } = door;
     let options = Options { endpoints, security, image_hosts, public_url, private_images: false };
-    Gateway::new(options).map_err(|error| match error {
+    let gateway = Gateway::new(options).map_err(|error| match error {
         janus_gateway::Error::Wire(error) => Failure::mistake(format!("--endpoint: {error}")),
         error @ janus_gateway::Error::ImageHost { .. } => Failure::mistake(format!("--image-host: {error}")),
         error @ janus_gateway::Error::PublicUrl { .. } => Failure::mistake(format!("--public-url: {error}")),
+    })?;
+    Ok(match telemetry.scrape() {
+        Some(scrape) => gateway.metrics(scrape),
+        None => gateway,
     })
 }
 

@@ -6,13 +6,19 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use janus_coordinator::jobs::{Jobs, Setup};
+use janus_coordinator::ledger::write_logs;
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Coordinator, Driver, DriverHandle, Model, Parts, Places, StageNode, Tenants};
+use janus_coordinator::{Alone, Coordinator, Driver, DriverHandle, Ledger, Model, Parts, Places, StageNode, Tenants};
 use janus_model::llama::Workspace;
 use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
 use janus_wire::tls::Door;
+use janus_wire::v1::MemberStatus;
+use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_server::InferenceServer;
+use janus_wire::v1::jobs_server::JobsServer;
+use janus_wire::v1::tenants_server::TenantsServer;
 use janus_wire::{DESCRIPTORS, Identity, Listener, Security};
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
@@ -21,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -28,6 +35,8 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::certs;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::{self, Kept};
+use crate::worker::read_bandwidth;
 
 /// What the cluster inside one process is called.
 const CLUSTER: &str = "local";
@@ -39,6 +48,8 @@ pub(crate) const QUEUE: usize = 1024;
 pub(crate) const ROWS: usize = 16;
 /// Encoder features kept at the first stage.
 pub(crate) const FEATURE_BYTES: usize = 256 << 20;
+/// How often token logs of jobs are written down, where there is a place.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How long a pipeline in this process may take from its weights to its first id.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// How long a lost encoder or decoder of this process is tried again.
@@ -60,6 +71,12 @@ pub(crate) struct Options {
     pub(crate) needs: Needs,
     /// Of the public port; if it is encrypted, so is what the parts say to each other.
     pub(crate) security: Security,
+    /// Somebody looks at its metrics.
+    pub(crate) counts: bool,
+    /// The operator's key: with one, everybody needs a key.
+    pub(crate) operator: Option<String>,
+    /// How jobs are kept; `None` if there are to be none.
+    pub(crate) jobs: Option<kept::Alone>,
 }
 
 /// The parts beside the language model that are surely used, so that a damaged one is known before any work.
@@ -88,6 +105,8 @@ pub(crate) struct Local {
     closing: CancellationToken,
     serving: JoinHandle<()>,
     shutdown: CancellationToken,
+    /// What is removed at the end.
+    _forgotten: Option<tempfile::TempDir>,
 }
 
 /// Layers of stage `i` of `n`: contiguous, sizes differing by one at most.
@@ -109,6 +128,10 @@ impl Local {
         // Ports first: a taken one is known before minutes of loading.
         let public = Listener::bind(&options.listen).await.map_err(Failure::mistake)?;
         let address = public.address();
+        let kept = match &options.jobs {
+            Some(alone) => Some(alone.open(CLUSTER).await?),
+            None => None,
+        };
 
         let weights = options.weights.unwrap_or_else(|| checkpoint.native_format());
         let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(janus_model::default_threads)));
@@ -129,15 +152,24 @@ impl Local {
 
         let (mut stages, mut encoders, mut decoders) = (Vec::new(), Vec::new(), Vec::new());
         let workspace = Arc::new(Workspace::default());
+        let bandwidth = options.counts.then(|| read_bandwidth(&pool)).flatten();
         for i in 0..options.stages {
             let range = share(layers, i, options.stages);
+            let node = format!("stage-{i}");
             let compute = ModelCompute::load(&checkpoint, pool.clone(), range.clone(), weights, options.kv, SLOTS)?
                 .sharing(workspace.clone());
-            let service =
-                StageService::start(identity.clone(), security.clone(), compute, SLOTS, FEATURE_BYTES, shutdown.clone())
-                    .map_err(broken)?;
+            let service = StageService::start(
+                Identity { node: node.clone(), ..identity.clone() },
+                security.clone(),
+                compute,
+                SLOTS,
+                FEATURE_BYTES,
+                shutdown.clone(),
+            )
+            .map_err(broken)?;
+            bandwidth.into_iter().for_each(|bytes| service.bandwidth(bytes));
             let address = spawn(&security, |server| server.add_service(service.server()), &shutdown).await?;
-            stages.push(StageNode { node: format!("stage-{i}"), address: address.to_string(), layers: range });
+            stages.push(StageNode { node, address: address.to_string(), layers: range });
         }
         let needs = options.needs;
         let encoder = EncoderService::start(
@@ -154,6 +186,7 @@ impl Local {
         let decoder = decoder.map_err(Failure::mistake)?;
         decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
 
+        let stages_here = stages.clone();
         let special = tokenizer.special();
         let per_position = checkpoint.spec.kv_bytes_per_position(options.kv.size()).max(1);
         let driver = Driver {
@@ -174,7 +207,17 @@ impl Local {
         };
         let driver = driver.start(shutdown.clone()).map_err(broken)?;
         let draining = CancellationToken::new();
+        let parts_here = members(&stages_here, &encoders, &decoders, &identity);
+        let alone = Alone::new(identity.node.clone(), address.to_string(), vec![driver.clone()], parts_here);
         let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
+        let model_digest = identity.model;
+        let tenants = match &kept {
+            Some(kept) => {
+                let operator = options.operator.as_deref();
+                Tenants::start(kept.store.clone(), kept.keys.clone(), operator, shutdown.clone())
+            }
+            None => Tenants::open(),
+        };
         let parts = Parts {
             identity,
             security: security.clone(),
@@ -183,17 +226,31 @@ impl Local {
             decoders: watch::channel(decoders).1,
             patience: PATIENCE,
             ledger: None,
-            tenants: Tenants::open(),
+            tenants: tenants.clone(),
             draining: draining.clone(),
             over: shutdown.clone(),
         };
         let coordinator = Coordinator::new(model, parts);
+        let seen = driver.clone();
+        janus_coordinator::observe_drivers(move || vec![seen.clone()]);
+        let (jobs, forgotten) = match kept {
+            Some(kept) => keep_jobs(kept, &coordinator, &driver, &tenants, model_digest, &shutdown).await?,
+            None => (None, None),
+        };
 
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
-        let reflection = reflection(&[InferenceServer::<Coordinator>::NAME])?;
+        let mut services = vec![InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME];
+        services.push(TenantsServer::<Tenants>::NAME);
+        services.extend(jobs.as_ref().map(|_| JobsServer::<Jobs>::NAME));
+        let reflection = reflection(&services)?;
         let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?;
-        let router = router.add_service(coordinator.clone().server()).add_service(health_service).add_service(reflection);
+        let router = router
+            .add_service(InterceptedService::new(coordinator.clone().server(), tenants.clone()))
+            .add_service(InterceptedService::new(alone.server(), tenants.clone()))
+            .add_service(InterceptedService::new(tenants.clone().server(), tenants.clone()))
+            .add_optional_service(jobs.map(|jobs| InterceptedService::new(jobs.server(), tenants)));
+        let router = router.add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();
         let until = closing.clone();
         let incoming = public.behind(&options.security, Door::Public);
@@ -216,7 +273,8 @@ impl Local {
             }
         });
 
-        let local = Local { address, driver, coordinator, draining, closing, serving, shutdown };
+        let _forgotten = forgotten;
+        let local = Local { address, driver, coordinator, draining, closing, serving, shutdown, _forgotten };
         local.ready().await?;
         // Whoever is told that we are ready must find us healthy.
         report(&health, true).await;
@@ -250,6 +308,75 @@ impl Local {
         let _ = tokio::time::timeout(FLUSH, &mut self.serving).await;
         self.shutdown.cancel();
     }
+}
+
+/// The parts of this process, for people: they share its memory and cores, so it is not said whose is what.
+fn members(stages: &[StageNode], encoders: &[String], decoders: &[String], identity: &Identity) -> Vec<MemberStatus> {
+    let member = |id: String, role: &str, address: &str, layers: Range<usize>| MemberStatus {
+        id,
+        pid: std::process::id(),
+        roles: vec![role.to_owned()],
+        address: address.to_owned(),
+        state: "serving".to_owned(),
+        first_layer: layers.start as u32,
+        end_layer: layers.end as u32,
+        device: "cpu".to_owned(),
+        numerics: identity.numerics.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..MemberStatus::default()
+    };
+    let stages = stages.iter().map(|s| member(s.node.clone(), "stage", &s.address, s.layers.clone()));
+    let encoders = encoders.iter().enumerate().map(|(i, at)| member(format!("encoder-{i}"), "encoder", at, 0..0));
+    let decoders = decoders.iter().enumerate().map(|(i, at)| member(format!("decoder-{i}"), "decoder", at, 0..0));
+    stages.chain(encoders).chain(decoders).collect()
+}
+
+/// Starts the jobs of a cluster in one process. What is to outlive it is written down now and then.
+async fn keep_jobs(
+    kept: Kept,
+    coordinator: &Coordinator,
+    driver: &DriverHandle,
+    tenants: &Tenants,
+    model: [u8; 32],
+    over: &CancellationToken,
+) -> Outcome<(Option<Jobs>, Option<tempfile::TempDir>)> {
+    let Kept { store, keys, epoch, objects, mut options, forgotten } = kept;
+    options.roots = kept::roots(options.roots, tenants);
+    tenants.read_usage().await.map_err(Failure::mistake)?;
+    let (counted, drivers, fence) = (tenants.clone(), vec![driver.clone()], Some((CLUSTER.to_owned(), epoch)));
+    let counting = async move { counted.measure(drivers, fence, LOG_EVERY).await };
+    let ended = over.clone();
+    tokio::spawn(async move { ended.run_until_cancelled(counting).await });
+    let (_, logs) = Ledger::read(store.as_ref(), &keys).await.map_err(Failure::mistake)?;
+    let setup = Setup {
+        store: store.clone(),
+        keys: keys.clone(),
+        cluster: CLUSTER.to_owned(),
+        epoch,
+        objects,
+        options,
+        engine: coordinator.units(logs),
+        model,
+    };
+    let jobs = Jobs::start(setup, over.clone()).await;
+    let (driver, until) = (driver.clone(), over.clone());
+    let lasting = forgotten.is_none();
+    let write = async move {
+        loop {
+            tokio::time::sleep(LOG_EVERY).await;
+            if lasting {
+                let written = write_logs(store.as_ref(), &keys, CLUSTER, epoch, 1, driver.logs().await).await;
+                if let Err(error) = written {
+                    tracing::warn!(%error, "token logs are not written down");
+                }
+            }
+            if let Ok(listing) = store.list(&keys.epoch()).await {
+                let _ = store.compact(listing.revision).await;
+            }
+        }
+    };
+    tokio::spawn(async move { until.run_until_cancelled(write).await });
+    Ok((jobs, forgotten))
 }
 
 /// Reflection of these services and of health; the descriptors hold the nodes' services too, which are not served here.

@@ -10,11 +10,13 @@ mod certs;
 mod checkpoint;
 mod config;
 mod coordinator;
+mod credential;
 mod eval;
 mod failure;
 mod gateway;
 mod generate;
 mod inspect;
+mod jobs;
 mod local;
 mod output;
 mod plan;
@@ -24,20 +26,22 @@ mod serve;
 mod session;
 mod status;
 mod store;
+mod telemetry;
+mod tenants;
 mod terminal;
 mod tls;
 mod tokens;
+mod top;
 mod up;
 mod worker;
 
-use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
 use clap::Parser;
 
-use crate::args::{Cli, Verb};
+use crate::args::{Cli, LogFormat, Verb};
 use crate::failure::{Failure, Outcome};
 
 /// Where the latest panic happened, for [`main`] to report.
@@ -45,6 +49,8 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Clients of clouds take the process's choice; there is none but this.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     // Readers of hostile files catch panics and say what is wrong with the file; only what they don't catch is ours.
     std::panic::set_hook(Box::new(remember));
     let result = std::panic::catch_unwind(|| run(cli)).unwrap_or_else(|_| {
@@ -64,25 +70,34 @@ fn run(cli: Cli) -> Outcome {
     // One TLS for everything that speaks it; none is chosen by default.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // A verb that ends says itself how; only a server has a story to tell on the way.
-    let serves =
-        matches!(cli.verb, Verb::Serve(_) | Verb::Gateway(_) | Verb::Coordinator(_) | Verb::Worker(_) | Verb::Up(_));
-    log(if serves { "warn" } else { "error" });
-    if !serves && !matches!(cli.verb, Verb::Tether(_)) {
+    let telemetry = match (cli.verb.sight(), &cli.verb) {
+        (Some((sight, service, name)), _) => telemetry::start(sight, "warn", service, name)?,
+        // Its parts are seen; it is nothing but their parent.
+        (None, Verb::Up(args)) => telemetry::log(args.sight.log_format, "warn"),
+        (None, _) => telemetry::log(LogFormat::Text, "error"),
+    };
+    // `top` has a terminal to put back in order.
+    let itself = matches!(cli.verb, Verb::Up(_) | Verb::Tether(_) | Verb::Top(_));
+    if cli.verb.sight().is_none() && !itself {
         leave_on_signals();
     }
+    credential::load(cli.api_key_file.as_deref())?;
     match cli.verb {
         Verb::Generate(args) => generate::run(args),
         Verb::Ask(args) => ask::run(args),
         Verb::Tokenize(args) => tokens::tokenize(args),
         Verb::Detokenize(args) => tokens::detokenize(args),
         Verb::Inspect(args) => inspect::run(args),
-        Verb::Serve(args) => serve::run(args),
-        Verb::Gateway(args) => gateway::run(args),
-        Verb::Coordinator(args) => coordinator::run(args),
-        Verb::Worker(args) => worker::run(args),
+        Verb::Serve(args) => serve::run(args, &telemetry),
+        Verb::Gateway(args) => gateway::run(args, &telemetry),
+        Verb::Coordinator(args) => coordinator::run(args, &telemetry),
+        Verb::Jobs(args) => jobs::run(args),
+        Verb::Tenants(args) => tenants::run(args),
+        Verb::Worker(args) => worker::run(args, &telemetry),
         Verb::Config(args) => config::run(args),
         Verb::Up(args) => up::run(args),
         Verb::Status(args) => status::run(args),
+        Verb::Top(args) => top::run(args),
         Verb::Drain(args) => status::drain(args),
         Verb::Certs(args) => certs::run(args),
         Verb::Tether(args) => up::tether(args),
@@ -118,17 +133,4 @@ fn remember(panic: &PanicHookInfo<'_>) {
     let text = panic.payload_as_str().unwrap_or("no message");
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     *PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = format!("{place}: {text}");
-}
-
-/// What happens inside goes to stderr: from `level` on, or what JANUS_LOG asks for (`info`, `janus_worker=debug`...).
-fn log(level: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("JANUS_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colours)
-        .with_target(false)
-        .init();
 }

@@ -8,21 +8,28 @@ use janus_wire::Security;
 
 use crate::args::Serve;
 use crate::failure::{Failure, Outcome};
+use crate::jobs::kept::Alone;
 use crate::local::{Local, Needs, Options};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, gateway, output, session};
 
 /// How long running requests may take after a signal.
 const GRACE: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(args: Serve) -> Outcome {
+pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     let security = args.tls.security()?;
     check_listen(&args.listen, args.insecure, &security)?;
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.insecure, operator.as_deref())?;
     if let Some(http) = &args.http {
         gateway::check(http, args.insecure, &security)?;
     }
     // What is wrong with its flags is known before minutes of loading.
-    gateway::open(args.listen.clone(), args.door.clone(), security.clone())?;
+    gateway::open(args.listen.clone(), args.door.clone(), security.clone(), telemetry)?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
+    if args.state.is_none() {
+        eprintln!("janus: jobs are forgotten when this process ends; --state DIR keeps them");
+    }
     let options = Options {
         listen: args.listen,
         model: args.here.model,
@@ -32,6 +39,9 @@ pub(crate) fn run(args: Serve) -> Outcome {
         kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,
         security: security.clone(),
+        counts: args.sight.counts(),
+        operator,
+        jobs: Some(Alone { state: args.state, keep: args.keep, anywhere: None }),
     };
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;
@@ -41,11 +51,12 @@ pub(crate) fn run(args: Serve) -> Outcome {
             () = signals.any() => return Ok(()),
         };
         output::print_line(&format!("ready {}", local.address));
-        let door = gateway::open(local.address.to_string(), args.door, security.clone())?;
+        let door = gateway::open(local.address.to_string(), args.door, security.clone(), telemetry)?;
         let door = http.map(|listener| gateway::Running::start(door, listener, security.clone()));
         if let Some(door) = &door {
             output::print_line(&format!("http {}", door.address));
         }
+        telemetry.announce();
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
         let finish = async {
@@ -75,6 +86,26 @@ pub(crate) fn check_listen(listen: &str, insecure: bool, security: &Security) ->
             address.ip()
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Who has no key can be anybody, so a port that others reach asks for one, unless that is meant.
+pub(crate) fn check_credentials(listen: &str, insecure: bool, key: Option<&str>) -> Outcome {
+    let addresses =
+        listen.to_socket_addrs().map_err(|e| Failure::mistake(format!("--listen {listen}: {e}; expected host:port")))?;
+    match addresses.into_iter().find(|a| !a.ip().is_loopback()) {
+        Some(address) if !insecure && key.is_none() => Err(Failure::mistake(format!(
+            "--listen {listen}: {} is reachable from other machines and nobody would need a key; give the operator's \
+             (--operator-key-file, JANUS_OPERATOR_KEY), say --insecure if everybody there is trusted, or listen on 127.0.0.1",
+            address.ip()
+        ))),
+        Some(_) => Ok(()),
+        None => {
+            if key.is_none() {
+                eprintln!("janus: no keys are asked for: whoever is on this machine may do everything");
+            }
+            Ok(())
+        }
     }
 }
 

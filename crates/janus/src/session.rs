@@ -14,6 +14,7 @@ use tonic::{Code, Response, Status};
 
 use crate::args::Compute;
 use crate::checkpoint;
+use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
 use crate::local::{Local, Needs, Options};
 
@@ -108,6 +109,9 @@ impl Session {
                     kv: KvDtype::from(compute.here.kv),
                     needs,
                     security: Security::Plain,
+                    counts: false,
+                    operator: None,
+                    jobs: None,
                 };
                 Self::start(checkpoint, options)
             }
@@ -239,7 +243,7 @@ impl Session {
         let request = v1::TokenizeRequest { header: Some(self.header()), image };
         let answer = self.once_or_again(|mut client| {
             let request = request.clone();
-            async move { client.tokenize(request).await }
+            async move { client.tokenize(signed(request)).await }
         })?;
         Ok(answer.tokens)
     }
@@ -249,7 +253,7 @@ impl Session {
         let request = v1::DetokenizeRequest { header: Some(self.header()), tokens };
         let answer = self.once_or_again(|mut client| {
             let request = request.clone();
-            async move { client.detokenize(request).await }
+            async move { client.detokenize(signed(request)).await }
         })?;
         picture(answer.width, answer.height, &answer.rgb)
     }
@@ -282,7 +286,7 @@ impl Painting {
         course: &mut Course,
         on_progress: &mut impl FnMut(u32, u32),
     ) -> Ended {
-        let mut events = match client.generate_image(request).await {
+        let mut events = match client.generate_image(signed(request)).await {
             Ok(events) => events.into_inner(),
             Err(status) => return lost(status),
         };
@@ -330,7 +334,7 @@ impl Answering {
         course: &mut Course,
         on_text: &mut impl FnMut(&str),
     ) -> Ended {
-        let mut events = match client.chat(request).await {
+        let mut events = match client.chat(signed(request)).await {
             Ok(events) => events.into_inner(),
             Err(status) => return lost(status),
         };
@@ -400,7 +404,7 @@ async fn connect(
                     continue;
                 }
             };
-            let describe = client.clone().describe(v1::DescribeModelRequest {}).await;
+            let describe = client.clone().describe(signed(v1::DescribeModelRequest::default())).await;
             match describe {
                 Ok(model) => {
                     endpoints.remove(at - 1);

@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response};
 
 use crate::args::{Drain, Status as Args};
+use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
 use crate::{output, session};
 
@@ -78,7 +79,7 @@ pub(crate) fn drain(args: Drain) -> Outcome {
     let security = args.tls.security()?;
     session::runtime()?.block_on(asked(&args.endpoint, &security, |mut client: ClusterClient<Channel>| {
         let node = node.clone();
-        async move { client.drain(DrainRequest { node }).await }
+        async move { client.drain(signed(DrainRequest { node })).await }
     }))?;
     output::print_line(&format!("{} is drained: it can be stopped", args.node));
     Ok(())
@@ -86,7 +87,7 @@ pub(crate) fn drain(args: Drain) -> Outcome {
 
 /// What the leader says. A standby knows the members alone, and is believed only if no leader answers.
 pub(crate) async fn cluster(endpoints: &str, security: &Security) -> Outcome<StatusResponse> {
-    let ask = |mut client: ClusterClient<Channel>| async move { client.status(StatusRequest {}).await };
+    let ask = |mut client: ClusterClient<Channel>| async move { client.status(signed(StatusRequest {})).await };
     let mut addresses: Vec<String> = addresses(endpoints);
     let (mut standby, mut last, mut at) = (None, Failure::mistake("--endpoint is empty: give host:port"), 0);
     while let Some(address) = addresses.get(at).cloned() {

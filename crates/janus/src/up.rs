@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Tether, Up};
 use crate::certs::Papers;
 use crate::failure::{Failure, Outcome};
-use crate::serve::{Signals, check_listen};
+use crate::jobs::kept::folder_url;
+use crate::serve::{Signals, check_credentials, check_listen};
 use crate::worker::available_memory;
 use crate::{checkpoint, gateway, output, status};
 
@@ -41,6 +42,8 @@ pub(crate) fn run(args: Up) -> Outcome {
     if !args.tls {
         check_listen(&args.listen, args.insecure, &Security::Plain)?;
     }
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.insecure, operator.as_deref())?;
     if let Some(http) = &args.http {
         gateway::check(http, args.insecure || args.tls, &Security::Plain)?;
     }
@@ -88,11 +91,19 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     let mut parts = tokio::task::JoinSet::new();
     parts.spawn(keep(etcd_part(&etcd, &state, &url, peer, papers)?, over.clone()));
     // Workers first: the coordinator then finds all of them.
-    for part in workers(&args, &exe, &url, papers)? {
+    let mut metrics = metrics_ports(&args, public.len())?;
+    for mut part in workers(&args, &exe, &url, papers)? {
+        part.command.extend(args.sight.passed_on(metrics.workers.next()));
         parts.spawn(keep(part, over.clone()));
     }
+    let jobs = match &args.keep.jobs {
+        Some(url) => url.to_string(),
+        None => folder_url(&state.join("jobs"))?.to_string(),
+    };
     for (i, address) in public.iter().enumerate() {
-        parts.spawn(keep(coordinator(&args, &exe, &url, i, address, papers)?, over.clone()));
+        let mut part = coordinator(&args, &exe, &url, &jobs, i, address, papers)?;
+        part.command.extend(args.sight.passed_on(metrics.coordinators.next()));
+        parts.spawn(keep(part, over.clone()));
     }
 
     let security = match papers {
@@ -101,7 +112,9 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
     };
     let endpoints = public.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     if let Some(http) = http {
-        parts.spawn(keep(door(&args, &exe, &endpoints, &http, papers)?, over.clone()));
+        let mut part = door(&args, &exe, &endpoints, &http, papers)?;
+        part.command.extend(args.sight.passed_on(metrics.workers.next()));
+        parts.spawn(keep(part, over.clone()));
     }
     let ready = async {
         loop {
@@ -285,7 +298,15 @@ fn workers(args: &Up, exe: &Path, url: &str, papers: Option<&Papers>) -> Outcome
     Ok(parts)
 }
 
-fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr, papers: Option<&Papers>) -> Outcome<Part> {
+fn coordinator(
+    args: &Up,
+    exe: &Path,
+    url: &str,
+    jobs: &str,
+    i: usize,
+    address: &SocketAddr,
+    papers: Option<&Papers>,
+) -> Outcome<Part> {
     let name = format!("coordinator-{i}");
     let mut command: Vec<OsString> = vec![exe.into(), "coordinator".into()];
     let flags = [
@@ -297,14 +318,24 @@ fn coordinator(args: &Up, exe: &Path, url: &str, i: usize, address: &SocketAddr,
         ("--stages", args.here.stages.to_string()),
         ("--pipelines", args.pipelines.to_string()),
         ("--spares", args.spares.to_string()),
+        ("--jobs", jobs.to_owned()),
+        ("--jobs-window", args.keep.jobs_window.to_string()),
+        ("--jobs-keep", args.keep.jobs_keep.to_string()),
     ];
     command.extend(flags.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]));
     command.extend(["--kv".into(), args.here.kv.name().into()]);
+    for output in &args.keep.jobs_output {
+        command.extend(["--jobs-output".into(), output.as_str().into()]);
+    }
     if let Some(weights) = args.here.weights {
         command.extend(["--weights".into(), weights.name().into()]);
     }
     if args.insecure {
         command.push("--insecure".into());
+    }
+    // The variable is inherited.
+    if let Some(file) = &args.credentials.operator_key_file {
+        command.extend(["--operator-key-file".into(), file.into()]);
     }
     command.extend(tls_flags(papers, &name, Role::Coordinator.into(), true)?);
     Ok(Part { name, command })
@@ -337,6 +368,31 @@ async fn coordinator_addresses(args: &Up) -> Outcome<Vec<SocketAddr>> {
         taken.push(Listener::bind(&address).await.map_err(|e| Failure::mistake(format!("--listen {}: {e}", args.listen)))?);
     }
     Ok(taken.iter().map(Listener::address).collect())
+}
+
+/// Where the parts' metrics are, one after the other.
+struct Metrics {
+    coordinators: Box<dyn Iterator<Item = String>>,
+    workers: Box<dyn Iterator<Item = String>>,
+}
+
+/// From the port that was asked for on: coordinators, then workers, then the gateway.
+fn metrics_ports(args: &Up, coordinators: usize) -> Outcome<Metrics> {
+    let Some(asked) = &args.sight.metrics else {
+        return Ok(Metrics { coordinators: Box::new(std::iter::empty()), workers: Box::new(std::iter::empty()) });
+    };
+    let wrong = |reason: String| Failure::mistake(format!("--metrics {asked}: {reason}"));
+    let first = asked.to_socket_addrs().map_err(|e| wrong(e.to_string()))?.next();
+    let first = first.ok_or_else(|| wrong("no address".to_owned()))?;
+    let parts = coordinators + args.here.stages * args.pipelines + args.spares + 2 * args.painters + 1;
+    let last = usize::from(first.port()) + parts;
+    if first.port() == 0 || last > usize::from(u16::MAX) {
+        return Err(wrong(format!("{parts} parts take as many ports from there on; name the first one")));
+    }
+    let all = move |from: usize| {
+        (from..).map(move |i| SocketAddr::new(first.ip(), first.port().saturating_add(i as u16)).to_string())
+    };
+    Ok(Metrics { coordinators: Box::new(all(0)), workers: Box::new(all(coordinators)) })
 }
 
 async fn free_port() -> Outcome<u16> {

@@ -23,12 +23,16 @@ use crate::failure::{Failure, Outcome};
 use crate::local::{FEATURE_BYTES, SLOTS, broken};
 use crate::probes::Probes;
 use crate::serve::{Signal, Signals, check_listen};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, session};
 
 /// A process that has a name answers within this, if it lives.
 const PROBE: Duration = Duration::from_secs(1);
 /// Round trips to other members are measured this often.
 const ROUND_TRIPS: Duration = Duration::from_secs(30);
+
+/// Memory that must be free before half a gigabyte is taken to measure with.
+const ROOM: u64 = 2 << 30;
 
 /// What it speaks with; its certificate has to be one of a node of this cluster with all of its roles.
 pub(crate) fn security(args: &Worker) -> Outcome<Security> {
@@ -39,7 +43,7 @@ pub(crate) fn security(args: &Worker) -> Outcome<Security> {
     Ok(security)
 }
 
-pub(crate) fn run(args: Worker) -> Outcome {
+pub(crate) fn run(args: Worker, telemetry: &Telemetry) -> Outcome {
     let security = security(&args)?;
     if args.test_step_delay_ms > 0 && !args.test {
         return Err(Failure::mistake("--test-step-delay-ms slows every step down; it is for tests alone: add --test"));
@@ -53,6 +57,7 @@ pub(crate) fn run(args: Worker) -> Outcome {
             worker = Running::start(args, security, store, checkpoint) => worker?,
             () = signals.interrupted() => return Ok(()),
         };
+        telemetry.announce();
         // An interrupt ends it at once, a termination when its work has gone elsewhere.
         if signals.which().await == Signal::Terminate {
             eprintln!("janus: handing over; an interrupt ends it at once");
@@ -119,6 +124,9 @@ impl Running {
             );
             let stage = stage.map_err(broken)?;
             stage.delay(delay);
+            if args.node.sight.counts() {
+                read_bandwidth(&pool).into_iter().for_each(|bytes| stage.bandwidth(bytes));
+            }
             held = Some(stage.held());
             router = router.add_service(stage.server());
         }
@@ -321,6 +329,11 @@ fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: Kv
     let parts = spec.parts();
     let bytes = if weights == WeightFormat::F32 { 4.0 } else { 2.0 };
     Ok((best, best * parts.gen_head as f64 * bytes / layer_bytes.max(1.0)))
+}
+
+/// Bytes per second that this machine reads, where there is room to measure it.
+pub(crate) fn read_bandwidth(pool: &Pool) -> Option<f64> {
+    (available_memory() > ROOM).then(|| janus_model::measure::read_bandwidth_gb_s(pool) * 1e9)
 }
 
 /// What tells machines apart; processes with the same one share cores.

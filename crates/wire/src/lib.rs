@@ -1,9 +1,10 @@
 //! The one place that opens sockets, and everything that is said over them.
 //!
 //! [`v1`] is the protocol as generated from `proto/janus/v1`; [`frame`] seals and opens the frames that carry
-//! microbatches; [`hello`] decides whether two nodes may talk; [`connect`] and [`Listener`] make channels and servers
-//! whose settings (TCP_NODELAY, windows, keep-alive, TLS) are the same everywhere. [`Security`] says how connections are
-//! protected, [`tls`] who is at their other end, [`Guarded`] what he may call, [`limits`] how much may come.
+//! microbatches; [`hello`] decides whether two nodes may talk; [`trace`] carries trace contexts; [`connect`] and
+//! [`Listener`] make channels and servers whose settings (TCP_NODELAY, windows, keep-alive, TLS) are the same everywhere.
+//! [`Security`] says how connections are protected, [`tls`] who is at their other end, [`Guarded`] what he may call,
+//! [`limits`] how much may come.
 
 mod admission;
 mod channel;
@@ -19,6 +20,7 @@ mod listener;
 mod security;
 pub mod status;
 pub mod tls;
+pub mod trace;
 
 pub use channel::{connect, connect_until};
 pub use client::Coordinators;

@@ -11,9 +11,12 @@ use janus_wire::v1::encoder_server::{Encoder, EncoderServer};
 use janus_wire::v1::stage_client::StageClient;
 use janus_wire::v1::{self, Role};
 use janus_wire::{Guarded, Identity, MAX_NODE_MESSAGE, Security, frame, tls};
+use opentelemetry::metrics::Counter;
+use opentelemetry::{KeyValue, global};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::sight::{SCOPE, Work};
 use crate::stage::Features;
 use crate::{ComputeThread, Error};
 
@@ -76,6 +79,9 @@ pub struct EncoderService {
     hidden: usize,
     cache: Arc<Features>,
     stages: Arc<tokio::sync::Mutex<HashMap<String, StageClient<Channel>>>>,
+    features: Work,
+    ids: Work,
+    cached: Counter<u64>,
 }
 
 impl EncoderService {
@@ -99,7 +105,16 @@ impl EncoderService {
         if eager.1 {
             towers.vq()?;
         }
+        let work = |name, what| {
+            let labels = vec![KeyValue::new("node", identity.node.clone()), KeyValue::new("what", what)];
+            Work::new(name, "janus.encode", "Features or VQ ids of a picture", labels)
+        };
+        let meter = global::meter(SCOPE);
+        let cached = meter.u64_counter("janus.encode.cached");
         Ok(EncoderService {
+            features: work("encoder features", "features"),
+            ids: work("encoder ids", "ids"),
+            cached: cached.with_description("Pictures whose features were still there").build(),
             identity,
             security,
             towers: ComputeThread::start("encoder", QUEUE, towers)?,
@@ -130,14 +145,19 @@ impl EncoderService {
 #[tonic::async_trait]
 impl Encoder for EncoderService {
     async fn understand(&self, request: Request<v1::UnderstandRequest>) -> Result<Response<v1::UnderstandResponse>, Status> {
+        let trace = janus_wire::trace::received(request.metadata());
         let request = request.into_inner();
         self.identity.check(request.hello.as_ref()).map_err(Error::from)?;
         let cached = self.cache.get(&request.handle);
         let features = match &cached {
-            Some(features) => features.clone(),
+            Some(features) => {
+                self.cached.add(1, &[KeyValue::new("node", self.identity.node.clone())]);
+                features.clone()
+            }
             None => {
-                let picture = request.image.clone();
-                let features = self.towers.call(move |towers| towers.understand(&picture)).await??;
+                let (picture, work) = (request.image.clone(), self.features.clone());
+                let understand = move |towers: &mut Towers| work.time(&trace, || towers.understand(&picture));
+                let features = self.towers.call(understand).await??;
                 self.cache.put(&request.handle, features.clone());
                 Arc::new(features)
             }
@@ -158,9 +178,11 @@ impl Encoder for EncoderService {
     }
 
     async fn tokenize(&self, request: Request<v1::EncodeIdsRequest>) -> Result<Response<v1::EncodeIdsResponse>, Status> {
+        let trace = janus_wire::trace::received(request.metadata());
         let request = request.into_inner();
         self.identity.check(request.hello.as_ref()).map_err(Error::from)?;
-        let ids = self.towers.call(move |towers| towers.ids(&request.image)).await??;
+        let work = self.ids.clone();
+        let ids = self.towers.call(move |towers| work.time(&trace, || towers.ids(&request.image))).await??;
         Ok(Response::new(v1::EncodeIdsResponse { ids }))
     }
 }

@@ -45,6 +45,9 @@ pub enum Error {
     /// The compute thread is gone or a computation panicked.
     #[error("the computation failed: {0}")]
     Compute(String),
+    /// A finished picture waits, or nobody does.
+    #[error("an unfinished picture gave way")]
+    GaveWay,
     /// What came is not what it says.
     #[error("{0}")]
     Invalid(String),
@@ -71,6 +74,7 @@ impl From<Error> for Status {
             }
             Error::Model(janus_model::Error::Diverged { .. }) => Status::data_loss(text),
             Error::Model(_) | Error::Invalid(_) => Status::invalid_argument(text),
+            Error::GaveWay => Status::aborted(text),
             Error::Compute(_) => Status::internal(text),
         }
     }

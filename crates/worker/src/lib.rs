@@ -5,6 +5,7 @@
 pub mod decoder;
 pub mod encoder;
 mod error;
+mod sight;
 pub mod stage;
 mod thread;
 

@@ -1,8 +1,9 @@
 //! Runs the scheduler against a pipeline: a loop on a thread of its own, so that public traffic cannot delay a step.
-//! What it decides is in [`core`].
+//! What it decides is in [`core`], what is seen of it in `sight`.
 
 pub mod core;
 mod pace;
+mod sight;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::core::{Core, Deed, Now};
+use self::sight::Sight;
 use crate::pipeline::{self, Ends, Placement, StageNode};
 use crate::request::{Failure, Record};
 use crate::schedule::{Action, Event, Finish, Limits, UnitId, UnitSpec};
@@ -205,7 +207,7 @@ impl DriverHandle {
     }
 
     /// Token logs of everything that has begun, by the name of the log.
-    pub(crate) async fn logs(&self) -> BTreeMap<String, Vec<u32>> {
+    pub async fn logs(&self) -> BTreeMap<String, Vec<u32>> {
         let (reply, logs) = oneshot::channel();
         let _ = self.commands.send(Command::Logs(reply)).await;
         logs.await.unwrap_or_default()
@@ -234,6 +236,7 @@ impl Driver {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let core = Core::new(self.pipeline, self.limits, self.canary.clone());
         let run = Run {
+            sight: Sight::new(self.pipeline),
             driver: self,
             core,
             started: Instant::now(),
@@ -261,6 +264,7 @@ struct Run {
     trouble: watch::Sender<Option<String>>,
     placed: watch::Sender<Option<Arc<Placement>>>,
     stats: Arc<Stats>,
+    sight: Sight,
     epoch: u64,
     /// When something that ran was lost, until the next id is drawn.
     lost_at: Option<Instant>,
@@ -378,7 +382,8 @@ impl Run {
                 biased;
                 () = shutdown.cancelled() => break End::Shutdown,
                 result = ends.results.message() => {
-                    match result_of(result).and_then(|result| self.core.result(self.now(), result)) {
+                    let result = result_of(result).inspect(|result| self.sight.came(result.microbatch));
+                    match result.and_then(|result| self.core.result(self.now(), result)) {
                         Ok(deeds) => deeds,
                         Err(reason) => break End::Lost(reason),
                     }
@@ -398,12 +403,16 @@ impl Run {
             }
         };
         if !matches!(end, End::Shutdown) {
-            self.stats.failures.fetch_add(u64::from(matches!(end, End::Lost(_))), Ordering::Relaxed);
+            if matches!(end, End::Lost(_)) {
+                self.stats.failures.fetch_add(1, Ordering::Relaxed);
+                self.sight.lost();
+            }
             if self.core.scheduler().counts().1 > usize::from(!*self.ready.borrow()) {
                 self.lost_at.get_or_insert(Instant::now());
             }
         }
         self.core.over();
+        self.sight.over();
         self.count();
         end
     }
@@ -428,11 +437,13 @@ impl Run {
     fn command(&mut self, command: Command) -> Vec<Deed> {
         let event = match command {
             Command::Submit(spec, sink) => {
+                self.sight.submitted(spec.id, &spec.key, &sink.record.trace);
                 self.sinks.insert(spec.id, sink);
                 Event::Submit(spec)
             }
             Command::Cancel(unit) => {
                 self.sinks.remove(&unit);
+                self.sight.left(unit);
                 Event::Cancel(unit)
             }
             Command::FeaturesReady(unit) => Event::FeaturesReady(unit),
@@ -442,7 +453,7 @@ impl Run {
                 return Vec::new();
             }
             Command::Evacuate(reply) => {
-                let units = self.core.evacuate().into_iter();
+                let units = self.core.evacuate().into_iter().inspect(|spec| self.sight.left(spec.id));
                 let units = units.filter_map(|spec| self.sinks.remove(&spec.id).map(|sink| (spec, sink))).collect();
                 let _ = reply.send(units);
                 return Vec::new();
@@ -457,7 +468,10 @@ impl Run {
         let mut unfit = None;
         for deed in deeds {
             match deed {
-                Deed::Send(body) => frames.push(body),
+                Deed::Send(mut body) => {
+                    self.sight.sent(&mut body);
+                    frames.push(body);
+                }
                 Deed::Tell(action) => self.news(action),
                 Deed::Ready => {
                     self.ready.send_replace(true);
@@ -492,6 +506,7 @@ impl Run {
             self.lost_at = None;
             let took = lost.elapsed();
             self.stats.recovery_ms.store((took.as_millis() as u64).max(1), Ordering::Relaxed);
+            self.sight.recovered(took);
             tracing::info!(pipeline = self.driver.pipeline, seconds = took.as_secs_f64(), "work goes on");
         }
         let Some(sink) = self.sinks.get(&unit) else { return };
@@ -514,6 +529,7 @@ impl Run {
         }
         if sink.record.look(sink.index, |p| p.end.is_some()).unwrap_or(true) {
             self.sinks.remove(&unit);
+            self.sight.left(unit);
         }
     }
 }

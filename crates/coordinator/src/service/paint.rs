@@ -1,9 +1,19 @@
 //! GenerateImage.
 
+use super::partial::{Due, MAX_PARTIALS};
 use super::*;
 use crate::schedule::{DIVERGED, Finish};
 
 type Out = mpsc::Sender<Result<v1::GenerateImageEvent, Status>>;
+
+/// What a reader wants to see of unfinished pictures.
+#[derive(Debug, Clone, Copy)]
+struct Wishes {
+    /// Ids as they are drawn.
+    ids: bool,
+    /// Partial pictures of each.
+    partials: u32,
+}
 
 pub(super) async fn paint(
     shared: &Arc<Shared>,
@@ -11,13 +21,14 @@ pub(super) async fn paint(
     request: v1::GenerateImageRequest,
 ) -> Result<Response<Events<v1::GenerateImageEvent>>, Status> {
     let place = shared.enter()?;
-    let (left, stream_ids) = (params::left(request.header.as_ref())?, request.stream_ids);
+    let left = params::left(request.header.as_ref())?;
+    let wishes = Wishes { ids: request.stream_ids, partials: request.partial_images };
     let work = within(left, work(shared, tenant, request, &Logs::default())).await?;
     shared.admit()?;
     let (seed, kept) = (work.specs.first().map_or(0, |s| s.sampling.seed), work.specs.first().map_or(0, |s| s.keep.len()));
     let reader = shared.join(tenant, work).await?;
     let shared = shared.clone();
-    Ok(stream(shared.over.clone(), place, left, move |out| follow(shared, reader, seed, kept, stream_ids, out)))
+    Ok(stream(shared.over.clone(), place, left, move |out| follow(shared, reader, seed, kept, wishes, out)))
 }
 
 /// Checks a request and lays out its units.
@@ -36,6 +47,10 @@ pub(super) async fn work(
     }
     if request.prompt.len() > MAX_PROMPT {
         return Err(status::invalid("prompt", format!("{} bytes are more than {MAX_PROMPT}", request.prompt.len())));
+    }
+    if request.partial_images > MAX_PARTIALS {
+        let asked = request.partial_images;
+        return Err(status::invalid("partial_images", format!("{asked} partial pictures are more than {MAX_PARTIALS}")));
     }
     let sampling = params::image_sampling(&request, &spec.generation)?;
     let prompt = shared.model.tokenizer.generation_prompt(&request.prompt, request.raw_prompt);
@@ -128,7 +143,7 @@ async fn follow(
     reader: Reader,
     seed: u64,
     kept: usize,
-    stream_ids: bool,
+    wishes: Wishes,
     out: Out,
 ) -> Result<(), Status> {
     let record = &reader.record;
@@ -139,6 +154,9 @@ async fn follow(
     let (mut announced, mut queued, mut resumed) = (false, None, 0);
     let mut seen = vec![0; count];
     let mut done = vec![false; count];
+    let mut due = vec![Due::new(kept, total, wishes.partials); count];
+    // One at a time: whoever asks for many pictures has no more of the decoders than others.
+    let (mut wanted, mut partial) = (vec![None; count], JoinSet::new());
     let durable = record.accepted().await;
     send(v1::generate_image_event::Event::Accepted(v1::Accepted { durable })).await?;
     loop {
@@ -174,9 +192,10 @@ async fn follow(
                     index: index as u32,
                     known: known as u32,
                     total: total as u32,
-                    ids: if stream_ids { new } else { Vec::new() },
+                    ids: if wishes.ids { new } else { Vec::new() },
                 };
                 send(v1::generate_image_event::Event::Progress(progress)).await?;
+                wanted[index] = due[index].reached(known).or(wanted[index]);
             }
             match end {
                 None => {}
@@ -202,7 +221,22 @@ async fn follow(
             let end = shared.done(record.prompt.len(), count * (total - kept));
             return send(v1::generate_image_event::Event::Done(end)).await;
         }
-        watch.changed().await.map_err(|_| Status::internal("the request's record is gone"))?;
+        if partial.is_empty()
+            && let Some((index, number)) = (0..count).find_map(|i| wanted[i].take().filter(|_| !done[i]).map(|n| (i, n)))
+        {
+            let known = record.look(index, |p| p.ids.clone()).unwrap_or_default();
+            partial.spawn(shared.clone().partial(index, number, known));
+        }
+        tokio::select! {
+            changed = watch.changed() => changed.map_err(|_| Status::internal("the request's record is gone"))?,
+            Some(decoded) = partial.join_next() => {
+                if let Ok(Some(decoded)) = decoded
+                    && !done[decoded.index as usize]
+                {
+                    send(v1::generate_image_event::Event::Partial(decoded)).await?;
+                }
+            }
+        }
     }
 }
 
@@ -217,7 +251,7 @@ pub(super) fn failed(failure: Failure) -> Status {
 }
 
 /// SHA-256 over ids as little-endian u16: what stands for a picture.
-fn sha256_of_ids(ids: &[u32]) -> [u8; 32] {
+pub(super) fn sha256_of_ids(ids: &[u32]) -> [u8; 32] {
     let mut hash = Sha256::new();
     ids.iter().for_each(|id| hash.update((*id as u16).to_le_bytes()));
     hash.finalize().into()

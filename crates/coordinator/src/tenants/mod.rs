@@ -9,6 +9,7 @@ mod record;
 mod service;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ struct Inner {
     operator: Option<String>,
     table: watch::Receiver<Table>,
     meter: Mutex<Meter>,
+    /// Somebody counts in this process.
+    measures: AtomicBool,
     started: tokio::time::Instant,
 }
 
@@ -87,7 +90,14 @@ impl Tenants {
     }
 
     fn with(kept: Option<(Arc<dyn Store>, Keys)>, operator: Option<String>, table: watch::Receiver<Table>) -> Self {
-        Tenants(Arc::new(Inner { kept, operator, table, meter: Mutex::default(), started: tokio::time::Instant::now() }))
+        Tenants(Arc::new(Inner {
+            kept,
+            operator,
+            table,
+            meter: Mutex::default(),
+            measures: AtomicBool::new(false),
+            started: tokio::time::Instant::now(),
+        }))
     }
 
     /// Who a call is from.
@@ -151,6 +161,7 @@ impl Tenants {
 
     /// Counts what the pipelines of a reign compute for whom, and writes it down now and then, until `over`.
     pub async fn measure(&self, drivers: Vec<DriverHandle>, fence: Option<(String, u64)>, every: Duration) {
+        let _counting = Counting::begin(&self.0.measures);
         let mut written = tokio::time::Instant::now();
         loop {
             tokio::time::sleep(SAMPLE).await;
@@ -176,7 +187,7 @@ impl Tenants {
     ///
     /// # Errors
     /// The store's.
-    pub(crate) async fn read_usage(&self) -> Result<(), janus_cluster::Error> {
+    pub async fn read_usage(&self) -> Result<(), janus_cluster::Error> {
         let Some((store, keys)) = &self.0.kept else { return Ok(()) };
         let prefix = usage_key(keys, "");
         for entry in store.list(&prefix).await?.entries {
@@ -201,8 +212,28 @@ impl Tenants {
         Ok(())
     }
 
+    fn measures(&self) -> bool {
+        self.0.measures.load(Ordering::Relaxed)
+    }
+
     fn meter(&self) -> MutexGuard<'_, Meter> {
         self.0.meter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Set while it lives.
+struct Counting<'a>(&'a AtomicBool);
+
+impl<'a> Counting<'a> {
+    fn begin(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::Relaxed);
+        Counting(flag)
+    }
+}
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Door, Here, Kv, Tls, Weights, positive, threads};
+use super::{Credentials, Door, Here, KeepJobs, Kv, Sight, Tls, Weights, positive, threads};
 
 /// The store that a cluster shares.
 #[derive(Debug, Clone, Args)]
@@ -63,6 +63,8 @@ pub(crate) struct Node {
     /// Its name, the same when it is started again [default: what it is, and its port]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +89,10 @@ pub(crate) struct Coordinator {
     /// Seconds between two records of the token logs
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) log_every: u64,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 /// What a worker can do.
@@ -163,6 +169,12 @@ pub(crate) struct Up {
     /// Seconds after which whoever is silent is taken for gone
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=3600))]
     pub(crate) ttl: u64,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
     /// Allows what is for tests alone
     #[arg(long, hide = true)]
     pub(crate) test: bool,
@@ -182,6 +194,15 @@ pub(crate) struct Status {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Coordinators; several addresses are tried in turn
+    #[arg(long, value_name = "ADDR|URL[,..]", default_value = "127.0.0.1:7070")]
+    pub(crate) endpoint: String,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Tls;
+use super::{Sight, Tls};
 
 /// The door itself, wherever it stands.
 #[derive(Debug, Clone, Args)]
@@ -31,4 +31,6 @@ pub(crate) struct Gateway {
     pub(crate) door: Door,
     #[command(flatten)]
     pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
 }

@@ -2,6 +2,9 @@
 
 mod cluster;
 mod gateway;
+mod jobs;
+mod sight;
+mod tenants;
 mod tls;
 
 use std::path::PathBuf;
@@ -11,8 +14,11 @@ use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
 pub(crate) use cluster::Node;
-pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Up, Worker};
+pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Top, Up, Worker};
 pub(crate) use gateway::{Door, Gateway};
+pub(crate) use jobs::{Deed, Jobs, KeepJobs, List as JobsList, Server as JobsServer, Submit, Urgency};
+pub(crate) use sight::{LogFormat, Sight};
+pub(crate) use tenants::{Credentials, TenantRole, Tenants, TenantsDeed, Terms};
 pub(crate) use tls::{Certs, Tls};
 
 /// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
@@ -26,6 +32,9 @@ const MAX_THREADS: usize = 1024;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
+    /// File with the API key of a cluster that asks for one [env: JANUS_API_KEY, the key itself]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -46,6 +55,10 @@ pub(crate) enum Verb {
     Gateway(Gateway),
     /// Lead a cluster, or stand by until the leader is gone
     Coordinator(Coordinator),
+    /// Hand in work that nobody waits for, and see what becomes of it
+    Jobs(Jobs),
+    /// Say who may use a cluster, and how much of it
+    Tenants(Tenants),
     /// Be a node of a cluster: run layers, encode and decode pictures
     Worker(Worker),
     /// Say what is wrong with a command line, before anything runs it
@@ -55,6 +68,8 @@ pub(crate) enum Verb {
     Up(Up),
     /// Say who is in a cluster and how it is
     Status(Status),
+    /// Watch a cluster live
+    Top(Top),
     /// Move a node's work elsewhere, so that it can be stopped
     Drain(Drain),
     /// Make an authority and certificates, for TLS in a cluster
@@ -122,6 +137,16 @@ pub(crate) struct Serve {
     pub(crate) insecure: bool,
     #[command(flatten)]
     pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) sight: Sight,
+    /// Where jobs and their state are kept; with the same directory they go on where they were [default: forgotten at the
+    /// end]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keep: KeepJobs,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 #[derive(Debug, Args)]
@@ -510,6 +535,19 @@ fn fraction(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
         _ => Err("must be above 0 and at most 1".to_owned()),
+    }
+}
+
+impl Verb {
+    /// What a server lets be seen, its kind, and its name if it was told one; none for other verbs.
+    pub(crate) fn sight(&self) -> Option<(&Sight, &'static str, Option<&str>)> {
+        match self {
+            Verb::Serve(args) => Some((&args.sight, "janus-serve", None)),
+            Verb::Gateway(args) => Some((&args.sight, "janus-gateway", None)),
+            Verb::Coordinator(Coordinator { node, .. }) => Some((&node.sight, "janus-coordinator", node.name.as_deref())),
+            Verb::Worker(Worker { node, .. }) => Some((&node.sight, "janus-worker", node.name.as_deref())),
+            _ => None,
+        }
     }
 }
 

@@ -30,7 +30,10 @@ pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[u32]
         threads: Some(setting.threads),
         weights: Some(setting.weights),
         kv: setting.kv,
+        counts: false,
+        operator: None,
         needs: Needs { vq_decoder: true, ..Needs::NONE },
+        jobs: None,
     };
     let mut session = Session::start(checkpoint, options)?;
     let mut measured = Vec::new();

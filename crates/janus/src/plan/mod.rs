@@ -15,6 +15,7 @@ use janus_wire::v1::cluster_client::ClusterClient;
 use tonic::transport::Channel;
 
 use crate::args::Plan;
+use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
 use crate::{checkpoint, session, status};
 use described::Described;
@@ -53,7 +54,8 @@ fn described(file: &Path, args: &Plan) -> Outcome<Described> {
 
 /// The cluster behind a coordinator, as it is now.
 fn live(endpoint: &str, security: &Security) -> Outcome<Described> {
-    let ask = |mut client: ClusterClient<Channel>| async move { client.describe_problem(DescribeProblemRequest {}).await };
+    let ask =
+        |mut client: ClusterClient<Channel>| async move { client.describe_problem(signed(DescribeProblemRequest {})).await };
     let answer = session::runtime()?.block_on(status::asked(endpoint, security, ask))?;
     let problem = serde_json::from_str(&answer.problem_json).map_err(|e| {
         Failure::Broken(format!("{endpoint}: its description cannot be read ({e}); use the same version as the cluster"))

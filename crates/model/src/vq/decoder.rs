@@ -93,6 +93,14 @@ impl VqDecoder {
             + self.conv_out.bytes()
     }
 
+    pub(super) fn grid(&self) -> usize {
+        self.grid
+    }
+
+    pub(super) fn codebook(&self) -> &Codebook {
+        &self.codebook
+    }
+
     /// Pixels `[size, size, 3]`, about [-1, 1], of row-major ids.
     ///
     /// # Errors
@@ -101,8 +109,21 @@ impl VqDecoder {
         Ok(self.trace(pool, ids)?.pixels)
     }
 
+    /// As [`decode`](Self::decode), unless `stop` says so between two layers: then `None`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode_unless(&self, pool: &Pool, ids: &[u32], stop: impl Fn() -> bool) -> Result<Option<Vec<f32>>> {
+        Ok(self.run(pool, ids, stop)?.map(|trace| trace.pixels))
+    }
+
     /// As [`decode`](Self::decode), keeping intermediate results.
     pub fn trace(&self, pool: &Pool, ids: &[u32]) -> Result<VqDecoderTrace> {
+        let stopped = || Error::Argument("a decode that nobody stops was stopped".to_owned());
+        self.run(pool, ids, || false)?.ok_or_else(stopped)
+    }
+
+    fn run(&self, pool: &Pool, ids: &[u32], stop: impl Fn() -> bool) -> Result<Option<VqDecoderTrace>> {
         let expected = self.grid * self.grid;
         if ids.len() != expected {
             return Err(Error::Argument(format!("a picture of this model has {expected} ids, not {}", ids.len())));
@@ -124,6 +145,9 @@ impl VqDecoder {
         let mut x: Map = self.middle.forward(pool, &mut arena, x);
         for level in &self.levels {
             for (block, attention) in &level.blocks {
+                if stop() {
+                    return Ok(None);
+                }
                 x = block.forward(pool, &mut arena, x);
                 if let Some(attention) = attention {
                     x = attention.forward(pool, &mut arena, x);
@@ -137,6 +161,6 @@ impl VqDecoder {
         let normed = self.norm_out.forward(pool, &mut arena, &x, true);
         let pixels = self.conv_out.forward(pool, &mut arena, &normed).data;
         finite("a painted pixel", &pixels)?;
-        Ok(VqDecoderTrace { codes, latents: traced, pixels })
+        Ok(Some(VqDecoderTrace { codes, latents: traced, pixels }))
     }
 }

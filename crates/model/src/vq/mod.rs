@@ -3,9 +3,11 @@
 mod decoder;
 mod encoder;
 mod layers;
+mod palette;
 
 pub use decoder::{VqDecoder, VqDecoderTrace};
 pub use encoder::{VqEncoder, VqEncoderTrace};
+pub use palette::PaletteFit;
 
 use crate::error::{Error, Result};
 use crate::weights::Checkpoint;

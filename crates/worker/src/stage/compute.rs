@@ -43,6 +43,10 @@ pub trait Compute: Send + 'static {
     fn sample(&mut self, jobs: &[SampleJob], rows: &[f32]) -> Vec<Result<u32, String>>;
     /// Bytes of weights held.
     fn weight_bytes(&self) -> usize;
+    /// Bytes of weights that every step reads: those of the layers, without tables and heads.
+    fn layer_bytes(&self) -> usize {
+        self.weight_bytes()
+    }
     /// Bytes of KV memory reserved.
     fn kv_bytes(&self) -> usize;
 }
@@ -209,6 +213,10 @@ impl Compute for ModelCompute {
     fn weight_bytes(&self) -> usize {
         let ends = self.embeddings.as_ref().map_or(0, |e| e.bytes()) + self.heads.as_ref().map_or(0, Heads::bytes);
         ends + self.llm.bytes()
+    }
+
+    fn layer_bytes(&self) -> usize {
+        self.llm.bytes()
     }
 
     fn kv_bytes(&self) -> usize {

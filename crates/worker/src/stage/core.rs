@@ -87,6 +87,11 @@ impl<C: Compute> StageCore<C> {
         self.slots.iter().flatten().count()
     }
 
+    /// Positions held, over all rows.
+    pub fn positions(&self) -> usize {
+        self.slots.iter().flatten().map(|slot| slot.length * branches(slot.kind)).sum()
+    }
+
     /// Frees everything: a new epoch of a pipeline begins.
     pub fn begin(&mut self, pipeline: u64, epoch: u64) {
         self.place = (pipeline, epoch);

@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::meter::Meter;
 use super::{Applied, Compute, Features, Fence, Loader, Order, StageCore};
 use crate::{ComputeThread, Error};
 
@@ -59,6 +60,7 @@ struct Shared<C> {
     /// The highest fencing epoch that a coordinator came with.
     fence: Fence,
     refused_frames: AtomicU64,
+    meter: Arc<Meter>,
     /// Microseconds to wait after each frame: tests blow at what would be over before they strike.
     delay: AtomicU64,
     shutdown: CancellationToken,
@@ -120,7 +122,10 @@ impl<C: Compute> StageService<C> {
         feature_bytes: usize,
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
+        let meter = Arc::new(Meter::new(&identity.node, slots));
+        meter.holds(core.as_ref());
         Ok(StageService(Arc::new(Shared {
+            meter,
             identity,
             security,
             thread: ComputeThread::start("stage", QUEUE, core)?,
@@ -143,6 +148,11 @@ impl<C: Compute> StageService<C> {
     /// Takes so much longer for every frame. For tests and for measuring the scheduler alone.
     pub fn delay(&self, delay: Duration) {
         self.0.delay.store(delay.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// What this machine reads at most, in bytes per second: metrics say how much of it is used.
+    pub fn bandwidth(&self, bytes_per_second: f64) {
+        self.0.meter.bandwidth(bytes_per_second);
     }
 
     /// The layers that are computed with; empty while there are none.
@@ -185,11 +195,12 @@ impl<C: Compute> Shared<C> {
         let Some(compute) = ready else {
             return Err(Error::Layers { held: self.held.borrow().clone(), asked: layers });
         };
-        let slots = self.slots;
+        let (slots, meter) = (self.slots, self.meter.clone());
         self.thread
             .call(move |core| {
                 let counters = core.as_ref().map(StageCore::counters).unwrap_or_default();
                 *core = Some(StageCore::new(compute, slots).counting_on(counters));
+                meter.holds(core.as_ref());
             })
             .await?;
         if let Some(loader) = &self.loader {
@@ -205,7 +216,13 @@ impl<C: Compute> Shared<C> {
             place.over.cancel();
         }
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.thread.call(|core| *core = None).await?;
+        let meter = self.meter.clone();
+        self.thread
+            .call(move |core| {
+                *core = None;
+                meter.holds(core.as_ref());
+            })
+            .await?;
         if let Some(loader) = &self.loader {
             loader.keep(0..0);
         }
@@ -242,6 +259,12 @@ impl<C: Compute> Shared<C> {
         Ok(Output::Next(sender))
     }
 
+    /// A frame could not be applied.
+    fn refuse(&self) {
+        self.refused_frames.fetch_add(1, Ordering::Relaxed);
+        self.meter.refused_frame();
+    }
+
     /// Takes frames from the previous node until either side ends or a frame is not the next one.
     async fn run_link(
         &self,
@@ -262,22 +285,20 @@ impl<C: Compute> Shared<C> {
                 Ok(Some(_)) => return Err(Error::Invalid("a second hello, or a message that says nothing".to_owned())),
                 // What cannot be read is refused; a neighbour that is gone needs no answer.
                 Err(status) if matches!(status.code(), Code::Internal | Code::OutOfRange) => {
-                    self.refused_frames.fetch_add(1, Ordering::Relaxed);
+                    self.refuse();
                     return Err(Error::Invalid(status.message().to_owned()));
                 }
                 Ok(None) | Err(_) => return Ok(()),
             };
-            let body = order.open(&frame).inspect_err(|_| {
-                self.refused_frames.fetch_add(1, Ordering::Relaxed);
-            })?;
-            let features = self.features.clone();
+            let body = order.open(&frame).inspect_err(|_| self.refuse())?;
+            let (features, meter) = (self.features.clone(), self.meter.clone());
             let apply = move |core: &mut Option<StageCore<C>>| {
-                core.as_mut().map(|core| core.apply(body, &frame.activations, &features))
+                let core = core.as_mut()?;
+                let step = meter.begin(core, &body);
+                Some(core.apply(body, &frame.activations, &features).inspect(|applied| meter.end(step, core, applied)))
             };
             let applied = self.thread.call(apply).await?.ok_or_else(no_layers)?;
-            let applied = applied.inspect_err(|_| {
-                self.refused_frames.fetch_add(1, Ordering::Relaxed);
-            })?;
+            let applied = applied.inspect_err(|_| self.refuse())?;
             let delay = self.delay.load(Ordering::Relaxed);
             if delay > 0 {
                 tokio::time::sleep(Duration::from_micros(delay)).await;
@@ -446,7 +467,14 @@ impl<C: Compute> Stage for StageService<C> {
                 let _ = answers.send(Err(error.into())).await;
             }
             let (pipeline, epoch) = (hello.pipeline, hello.epoch);
-            let _ = shared.thread.call(move |core| core.as_mut().map(|core| core.rest(pipeline, epoch))).await;
+            let meter = shared.meter.clone();
+            let rest = move |core: &mut Option<StageCore<C>>| {
+                if let Some(core) = core {
+                    core.rest(pipeline, epoch);
+                    meter.holds(Some(core));
+                }
+            };
+            let _ = shared.thread.call(rest).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }

@@ -1,0 +1,80 @@
+//! Blobs: files that a tenant sent so that items can name them by their digest. A tenant sees its own alone.
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
+use janus_wire::hello::hex;
+use janus_wire::status::{self, invalid};
+use janus_wire::v1;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+use tonic::Status;
+
+use super::Error;
+use super::objects::Objects;
+use super::record::random_hex;
+
+/// Largest blob: a picture's file.
+pub(super) const MAX_BYTES: u64 = 64 << 20;
+
+/// The folder of all blobs.
+pub(super) const FOLDER: &str = "blobs";
+
+/// The object of a blob. Tenants' names are checked where they are made; nothing else ever becomes a folder.
+pub(super) fn name(tenant: &str, digest: &[u8]) -> String {
+    format!("{FOLDER}/{tenant}/{}", hex(digest))
+}
+
+/// A blob as a picture of a question.
+pub(super) async fn image(objects: &Objects, tenant: &str, digest: &Bytes) -> Result<v1::Image, Status> {
+    let unavailable = |error: Error| status::unavailable(error.to_string(), super::RETRY);
+    match objects.read(&name(tenant, digest)).await.map_err(unavailable)? {
+        Some(data) => Ok(v1::Image { data, sha256: digest.clone() }),
+        None => Err(Status::not_found(format!("images: there is no blob {}", hex(digest)))),
+    }
+}
+
+/// Takes a blob in: all `pieces`, of `size` bytes together. Returns its digest.
+pub(super) async fn receive(
+    objects: &Objects,
+    tenant: &str,
+    size: u64,
+    mut pieces: BoxStream<'_, Result<Bytes, Status>>,
+) -> Result<[u8; 32], Status> {
+    if size == 0 || size > MAX_BYTES {
+        return Err(invalid("size", format!("must be from 1 to {MAX_BYTES} bytes")));
+    }
+    let temporary = format!("{FOLDER}/{tenant}/incoming-{}", random_hex(8));
+    let mut writer = objects.writer(&temporary);
+    let failed = |error: std::io::Error| status::unavailable(format!("the blob cannot be kept: {error}"), super::RETRY);
+    let (mut hash, mut left) = (Sha256::new(), size);
+    let received = async {
+        while let Some(data) = pieces.try_next().await? {
+            let length = data.len() as u64;
+            if length > left {
+                return Err(invalid("data", format!("there are more than the {size} bytes that were announced")));
+            }
+            left -= length;
+            hash.update(&data);
+            writer.write_all(&data).await.map_err(failed)?;
+        }
+        if left > 0 {
+            return Err(invalid("data", format!("{left} of {size} bytes are missing")));
+        }
+        writer.shutdown().await.map_err(failed)
+    };
+    if let Err(status) = received.await {
+        let _ = writer.abort().await;
+        let _ = objects.delete(&temporary).await;
+        return Err(status);
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    // The same bytes have the same name: whoever was there before is replaced by its like.
+    match objects.rename(&temporary, &name(tenant, &digest)).await {
+        Ok(()) => Ok(digest),
+        Err(error) => {
+            let _ = objects.delete(&temporary).await;
+            Err(status::unavailable(error.to_string(), super::RETRY))
+        }
+    }
+}

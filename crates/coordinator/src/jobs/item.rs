@@ -1,0 +1,221 @@
+//! Items: what is asked for, checked; the requests they become; and the lines they leave in the manifest.
+
+use janus_wire::status::invalid;
+use janus_wire::v1::{self, job_item};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tonic::Status;
+
+use super::record::UnitResult;
+use crate::params::{self, MAX_PICTURES, MAX_PROMPT};
+
+/// Pictures of one question.
+const MAX_IMAGES: usize = 16;
+
+/// Refuses an item that could not even be asked for. `number` counts from 0, for messages.
+pub(super) fn check(item: &v1::JobItem, number: u64) -> Result<(), Status> {
+    let field = |name: &str| format!("items[{number}].{name}");
+    let legal = |id: &str| (1..=128).contains(&id.len()) && id.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'/');
+    if !legal(&item.id) {
+        return Err(invalid(&field("id"), "must be 1 to 128 printable ASCII characters without `/`"));
+    }
+    match &item.work {
+        Some(job_item::Work::Paint(paint)) => {
+            if paint.n > MAX_PICTURES {
+                return Err(invalid(&field("n"), format!("{} pictures are more than {MAX_PICTURES}", paint.n)));
+            }
+            if paint.prompt.len() > MAX_PROMPT {
+                let bytes = paint.prompt.len();
+                return Err(invalid(&field("prompt"), format!("{bytes} bytes are more than {MAX_PROMPT}")));
+            }
+            let weight = paint.cfg_weight.is_none_or(|w| (0.0..=params::MAX_CFG_WEIGHT).contains(&w));
+            if !weight {
+                let most = params::MAX_CFG_WEIGHT;
+                return Err(invalid(&field("cfg_weight"), format!("must be a number from 0 to {most}")));
+            }
+            temperature(paint.temperature, &field("temperature"))
+        }
+        Some(job_item::Work::Ask(ask)) => {
+            if ask.question.len() > MAX_PROMPT {
+                let bytes = ask.question.len();
+                return Err(invalid(&field("question"), format!("{bytes} bytes are more than {MAX_PROMPT}")));
+            }
+            if ask.images.len() > MAX_IMAGES || ask.images.iter().any(|digest| digest.len() != 32) {
+                return Err(invalid(&field("images"), format!("takes at most {MAX_IMAGES} digests of 32 bytes")));
+            }
+            temperature(ask.temperature, &field("temperature"))
+        }
+        None => Err(invalid(&field("work"), "is missing: an item paints or asks")),
+    }
+}
+
+fn temperature(temperature: Option<f32>, field: &str) -> Result<(), Status> {
+    match temperature.is_none_or(|t| t.is_finite() && t >= 0.0) {
+        true => Ok(()),
+        false => Err(invalid(field, "must be a finite number of at least 0")),
+    }
+}
+
+/// Pictures or answers of an item.
+pub(super) fn units(item: &v1::JobItem) -> u32 {
+    match &item.work {
+        Some(job_item::Work::Paint(paint)) => paint.n.max(1),
+        _ => 1,
+    }
+}
+
+/// The seed of an item's unit.
+fn seed(item: &v1::JobItem, index: u32) -> u64 {
+    match &item.work {
+        Some(job_item::Work::Paint(paint)) => paint.seed.wrapping_add(u64::from(index)),
+        Some(job_item::Work::Ask(ask)) => ask.seed,
+        None => 0,
+    }
+}
+
+/// The file of a picture, below the output: no two units of a job share one.
+pub(super) fn path(item: &v1::JobItem, index: u32) -> String {
+    format!("pictures/{}-{index}.png", file_name(&item.id))
+}
+
+/// An item's id as part of a file name: what a file system, a shell or a URL could mistake is written `=XX`.
+fn file_name(id: &str) -> String {
+    let mut name = String::with_capacity(id.len());
+    for byte in id.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => name.push(char::from(byte)),
+            _ => name.push_str(&format!("={byte:02X}")),
+        }
+    }
+    name
+}
+
+/// A picture of an item, as a request for one picture.
+pub(super) fn painting(paint: &v1::PaintItem, index: u32, header: v1::RequestHeader) -> v1::GenerateImageRequest {
+    v1::GenerateImageRequest {
+        header: Some(header),
+        prompt: paint.prompt.clone(),
+        n: 1,
+        seed: paint.seed.wrapping_add(u64::from(index)),
+        cfg_weight: paint.cfg_weight,
+        temperature: paint.temperature,
+        ..v1::GenerateImageRequest::default()
+    }
+}
+
+/// A question, with the pictures it is about.
+pub(super) fn asking(ask: &v1::AskItem, images: Vec<v1::Image>, header: v1::RequestHeader) -> v1::ChatRequest {
+    let part = |part| v1::Part { part: Some(part) };
+    let mut parts: Vec<v1::Part> = images.into_iter().map(|image| part(v1::part::Part::Image(image))).collect();
+    parts.push(part(v1::part::Part::Text(ask.question.clone())));
+    v1::ChatRequest {
+        header: Some(header),
+        messages: vec![v1::Message { role: "user".to_owned(), parts }],
+        max_tokens: ask.max_tokens,
+        temperature: ask.temperature,
+        seed: ask.seed,
+        stop: ask.stop.clone(),
+        ..v1::ChatRequest::default()
+    }
+}
+
+/// SHA-256 of an answer's text, hexadecimal.
+pub(super) fn digest_of_text(text: &str) -> String {
+    janus_wire::hello::hex(&Sha256::digest(text))
+}
+
+/// A line of the manifest. The order of its fields is part of the format.
+#[derive(Serialize)]
+struct Line<'a> {
+    id: &'a str,
+    index: u32,
+    status: &'a str,
+    path: Option<String>,
+    sha256: Option<&'a str>,
+    seed: u64,
+    text: Option<&'a str>,
+    error: Option<&'a str>,
+}
+
+/// The line of a unit, without its end; `None` for a unit that was cancelled.
+pub(super) fn line(item: &v1::JobItem, index: u32, result: Option<&UnitResult>) -> String {
+    let paints = matches!(item.work, Some(job_item::Work::Paint(_)));
+    let made = result.filter(|result| result.succeeded);
+    let line = Line {
+        id: &item.id,
+        index,
+        status: match result {
+            None => "cancelled",
+            Some(result) if result.succeeded => "succeeded",
+            Some(_) => "failed",
+        },
+        path: made.filter(|_| paints).map(|_| path(item, index)),
+        sha256: made.map(|result| result.sha256.as_str()),
+        seed: seed(item, index),
+        text: made.and_then(|result| result.text.as_deref()),
+        error: result.and_then(|result| result.error.as_deref()),
+    };
+    // Strings and numbers are always JSON.
+    serde_json::to_string(&line).unwrap_or_default()
+}
+
+/// The file that a line of a manifest names.
+pub(super) fn path_of(line: &str) -> Option<String> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    line.get("path")?.as_str().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paint(id: &str) -> v1::JobItem {
+        let work = job_item::Work::Paint(v1::PaintItem { prompt: "x".into(), seed: 7, ..v1::PaintItem::default() });
+        v1::JobItem { id: id.into(), work: Some(work) }
+    }
+
+    #[test]
+    fn no_two_units_share_a_file_and_no_name_leaves_the_folder() {
+        let ids = ["a", "a-1", "..", ".", "A", "a b", "a=20b", "a\\b", "%2e", "C:", "*", "~", "a#1", "a'b\"c"];
+        let mut paths = std::collections::BTreeSet::new();
+        for id in ids {
+            for index in [0, 1, 10] {
+                let path = path(&paint(id), index);
+                assert!(path.starts_with("pictures/") && path[9..].bytes().all(|b| b != b'/' && b != b'#'), "{path}");
+                assert!(paths.insert(path), "{id}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_says_everything_in_one_order() {
+        let result = UnitResult { succeeded: true, sha256: "ab".into(), text: None, aside: false, error: None, bytes: 9 };
+        let made = r#"{"id":"a","index":1,"status":"succeeded","path":"pictures/a-1.png","sha256":"ab","seed":8,"text":null,"error":null}"#;
+        assert_eq!(line(&paint("a"), 1, Some(&result)), made);
+        assert_eq!(path_of(made).unwrap(), "pictures/a-1.png");
+        let failed = UnitResult { succeeded: false, error: Some("no \"words\"".into()), ..result };
+        let refused = r#"{"id":"a","index":0,"status":"failed","path":null,"sha256":null,"seed":7,"text":null,"error":"no \"words\""}"#;
+        assert_eq!(line(&paint("a"), 0, Some(&failed)), refused);
+        assert!(line(&paint("a"), 0, None).contains(r#""status":"cancelled","path":null"#));
+    }
+
+    #[test]
+    fn an_item_that_cannot_be_asked_for_is_refused_by_its_field() {
+        let refused = |item: &v1::JobItem| check(item, 3).unwrap_err().message().to_owned();
+        for id in ["", "a/b", "a\nb", "\u{e9}", &"x".repeat(129)] {
+            assert!(refused(&paint(id)).starts_with("items[3].id: "), "{id}");
+        }
+        assert!(check(&paint("a b"), 0).is_ok());
+        let with = |change: fn(&mut v1::PaintItem)| {
+            let mut item = paint("a");
+            if let Some(job_item::Work::Paint(paint)) = &mut item.work {
+                change(paint);
+            }
+            refused(&item)
+        };
+        assert!(with(|p| p.n = 257).starts_with("items[3].n: "));
+        assert!(with(|p| p.temperature = Some(f32::NAN)).starts_with("items[3].temperature: "));
+        assert!(with(|p| p.cfg_weight = Some(-1.0)).starts_with("items[3].cfg_weight: "));
+        assert!(refused(&v1::JobItem { id: "a".into(), work: None }).starts_with("items[3].work: "));
+    }
+}
