@@ -149,7 +149,7 @@ async fn a_tenant_reaches_nothing_of_another_by_any_method() {
     let named = || v1::Image { sha256: digest.clone().into(), ..v1::Image::default() };
     assert!(soon(client.tokenize(by(&ann, tokenize(named())))).await.is_ok());
     assert_eq!(soon(client.tokenize(by(&bob, tokenize(named())))).await.unwrap_err().code(), Code::NotFound);
-    let mut chat = client::chat("what is this?", &[png.clone()], 4);
+    let mut chat = client::chat("what is this?", std::slice::from_ref(&png), 4);
     if let Some(part::Part::Image(image)) = &mut chat.messages[0].parts[0].part {
         *image = named();
     }
