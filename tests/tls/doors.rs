@@ -109,7 +109,10 @@ async fn clients_need_no_certificate_at_the_public_door_and_a_strangers_does_not
     let (server, address) = server(dir.path(), Some(&ours.role("coordinator")));
     for security in [ours.anonymous(), security(ours.role("client")), security(ours.role("gateway"))] {
         let channel = janus_wire::connect(&address, &security).await.unwrap();
-        assert_eq!(InferenceClient::new(channel).describe(DescribeModelRequest::default()).await.unwrap().get_ref().model, "shapes");
+        assert_eq!(
+            InferenceClient::new(channel).describe(DescribeModelRequest::default()).await.unwrap().get_ref().model,
+            "shapes"
+        );
     }
     let disguised = Files { authority: ours.ca(), ..theirs.role("client") };
     assert!(refusal(&address, &security(disguised)).await.contains("another authority signed it"));

@@ -10,7 +10,6 @@ use janus_model::Checkpoint;
 use crate::args::{Check, Cli, Config, Node, Verb};
 use crate::failure::{Failure, Outcome};
 use crate::serve::{check_credentials, check_listen};
-use crate::telemetry::Telemetry;
 use crate::{checkpoint, coordinator, gateway, output, pull, worker};
 
 pub(crate) fn run(args: Config) -> Outcome {
@@ -40,7 +39,7 @@ pub(crate) fn run(args: Config) -> Outcome {
             let security = args.tls.security()?;
             check_listen(&args.listen, args.insecure, &security)?;
             addresses("--endpoint", &args.endpoint)?;
-            gateway::open(args.endpoint, args.door, security, &Telemetry::default())?;
+            gateway::open(args.endpoint, args.door, security)?;
             "gateway"
         }
         Verb::Pull(args) => {
