@@ -4,6 +4,8 @@
 
 #[path = "../crates/cluster/tests/etcd_process/mod.rs"]
 mod etcd_process;
+#[path = "harness/served.rs"]
+mod served;
 mod support;
 #[path = "harness/up.rs"]
 mod up;
@@ -11,15 +13,14 @@ mod up;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, mpsc};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
+use served::Served;
 use support::repository;
-use up::{LONG, Part, Up, stages};
+use up::{LONG, Up, stages};
 
-/// An interpreter with what drives the browser, made once and kept beside the build.
+/// An interpreter with what drives the browser, made once and kept beside the build; asked for by one scene at a time.
 fn python() -> PathBuf {
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _making = MAKING.lock().unwrap();
     let wanted = repository().join("tests/python/page-requirements.txt");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page-venv");
     let (python, made) = (dir.join("bin/python"), dir.join("made-of.txt"));
@@ -36,23 +37,28 @@ fn python() -> PathBuf {
     python
 }
 
+/// One browser at a time is enough for a small machine.
+static STAGE: Mutex<()> = Mutex::new(());
+
 /// A scene that is played; it ends with this value.
 struct Scene {
     child: Child,
+    _alone: MutexGuard<'static, ()>,
     lines: mpsc::Receiver<String>,
     name: &'static str,
 }
 
 impl Scene {
     fn begin(url: &str, name: &'static str) -> Scene {
+        let alone = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut command = Command::new("timeout");
         command.args(["--kill-after", "5", "240"]).arg(python()).arg(repository().join("tests/python/page.py"));
-        command.arg(format!("http://{url}")).arg(name).args(std::env::var_os("JANUS_SCREENSHOTS"));
+        command.args([url, name]).args(std::env::var_os("JANUS_SCREENSHOTS"));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (tell, said) = mpsc::channel();
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(tell.send(line))));
-        Scene { child, lines: said, name }
+        Scene { child, _alone: alone, lines: said, name }
     }
 
     /// Waits until it has said `line`.
@@ -73,25 +79,9 @@ impl Drop for Scene {
     }
 }
 
-/// `janus serve` with its page.
-struct Serving {
-    _part: Part,
-    _dir: tempfile::TempDir,
-    url: String,
-}
-
-fn serve() -> Serving {
-    let dir = tempfile::tempdir().unwrap();
-    let loopback = "127.0.0.1:0";
-    let part = Part::start(dir.path(), "serve", &["serve", "--stages", "2", "--listen", loopback, "--http", loopback]);
-    assert!(part.line().starts_with("ready "));
-    let url = part.line().strip_prefix("http ").unwrap().to_owned();
-    Serving { _part: part, _dir: dir, url }
-}
-
 fn play(name: &'static str) {
-    let serving = serve();
-    Scene::begin(&serving.url, name).says("done");
+    let served = Served::start(&["--stages", "2"]);
+    Scene::begin(&served.http(), name).says("done");
 }
 
 #[test]
@@ -124,10 +114,26 @@ fn what_goes_wrong_is_said_in_words() {
     play("words");
 }
 
+#[test]
+fn a_job_is_seen_to_its_end() {
+    play("jobs");
+}
+
+#[test]
+fn a_key_is_asked_for_where_one_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, key) = (dir.path().join("key"), "k".repeat(64));
+    std::fs::write(&file, &key).unwrap();
+    let served = Served::start(&["--operator-key-file", file.to_str().unwrap()]);
+    let mut scene = Scene::begin(&served.http(), "key");
+    scene.tell(&key);
+    scene.says("done");
+}
+
 /// A cluster of processes whose pictures take five seconds at least; where its page is.
 fn slow(stages: usize, args: &[&str]) -> (Up, String) {
     let mut up = Up::slow(stages, &[&["--http", "127.0.0.1:0"][..], args].concat());
-    let url = up.part().line().strip_prefix("http ").unwrap().to_owned();
+    let url = format!("http://{}", up.part().line().strip_prefix("http ").unwrap());
     (up, url)
 }
 

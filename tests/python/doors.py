@@ -98,7 +98,7 @@ def pictures_as_they_grow(whole):
         elif event.type == "image_generation.partial_image":
             assert png(base64.b64decode(event.b64_json)) == (SIDE, SIDE)
             partial += 1
-        else:
+        elif event.type != "image_generation.queued":
             assert event.type == "image_generation.progress", event
             ids[event.index] += event.ids
             assert len(ids[event.index]) == event.known <= event.total

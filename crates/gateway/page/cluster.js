@@ -64,11 +64,12 @@ export function cluster(section) {
 
   function compare(now) {
     if (!before) return;
-    const states = (seen) => new Map(seen.members.map((member) => [member.id, member.state]));
-    const [old, fresh] = [states(before), states(now)];
-    for (const [id, state] of fresh) {
+    const byName = (seen) => new Map(seen.members.map((member) => [member.id, member]));
+    const [old, fresh] = [byName(before), byName(now)];
+    for (const [id, { state, pid }] of fresh) {
       if (!old.has(id)) happened(`${id} joined`);
-      else if (old.get(id) !== state) happened(`${id} is ${state}`);
+      else if (old.get(id).pid !== pid) happened(`${id} was lost and started again`);
+      else if (old.get(id).state !== state) happened(`${id} is ${state}`);
     }
     for (const id of old.keys()) if (!fresh.has(id)) happened(`${id} is gone`);
     for (const pipeline of now.pipelines) {
@@ -78,6 +79,10 @@ export function cluster(section) {
       // A loss may be over before anybody looked; its count stays.
       if (was.failures < pipeline.failures) happened(`pipeline ${pipeline.id} was lost${because}`);
       if (was.state !== pipeline.state) happened(`pipeline ${pipeline.id} is ${pipeline.state}${because}`);
+      const [past, present] = [was, pipeline].map(({ stages }) => stages.map((stage) => stage.node));
+      const [left, came] = [past.filter((node) => !present.includes(node)), present.filter((node) => !past.includes(node))];
+      if (left.length) happened(`pipeline ${pipeline.id} goes on without ${left.join(", ")}`);
+      if (came.length) happened(`${came.join(", ")} took a place in pipeline ${pipeline.id}`);
       if (was.epoch !== pipeline.epoch) happened(`pipeline ${pipeline.id} has epoch ${short(pipeline.epoch)}`);
       if (was.recovery_seconds !== pipeline.recovery_seconds) {
         happened(`pipeline ${pipeline.id} went on after ${pipeline.recovery_seconds.toFixed(1)} s`);
@@ -168,7 +173,7 @@ export function cluster(section) {
       show(now);
       before = now;
     } catch (error) {
-      status.textContent = error.message;
+      if (status.textContent !== error.message) status.textContent = error.message;
       status.classList.add("problem");
     }
   };

@@ -9,7 +9,8 @@ use janus_model::Checkpoint;
 
 use crate::args::{Check, Cli, Config, Node, Verb};
 use crate::failure::{Failure, Outcome};
-use crate::serve::check_listen;
+use crate::serve::{check_credentials, check_listen};
+use crate::telemetry::Telemetry;
 use crate::{checkpoint, coordinator, gateway, output, pull, worker};
 
 pub(crate) fn run(args: Config) -> Outcome {
@@ -21,6 +22,8 @@ pub(crate) fn run(args: Config) -> Outcome {
         Verb::Coordinator(args) => {
             coordinator::security(&args)?;
             node(&args.node)?;
+            let operator = args.credentials.load()?;
+            check_credentials(&args.listen, args.node.insecure, operator.as_deref())?;
             "coordinator"
         }
         Verb::Worker(args) => {
@@ -37,7 +40,7 @@ pub(crate) fn run(args: Config) -> Outcome {
             let security = args.tls.security()?;
             check_listen(&args.listen, args.insecure, &security)?;
             addresses("--endpoint", &args.endpoint)?;
-            gateway::open(args.endpoint, args.door, security)?;
+            gateway::open(args.endpoint, args.door, security, &Telemetry::default())?;
             "gateway"
         }
         Verb::Pull(args) => {

@@ -1,8 +1,8 @@
 //! The decoder role: pictures of VQ ids, and what each id looks like by itself. Finished pictures come first: what is
 //! decoded for a preview stops between two layers when one of them waits.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -22,12 +22,40 @@ use crate::{ComputeThread, Error};
 /// Pictures that wait for the compute thread.
 const QUEUE: usize = 8;
 
+/// The decoder's weights, loaded when they are first needed and shared by both threads.
+struct Weights {
+    checkpoint: Arc<Checkpoint>,
+    format: WeightFormat,
+    decoder: Mutex<Option<Arc<VqDecoder>>>,
+}
+
+impl Weights {
+    fn decoder(&self) -> Result<Arc<VqDecoder>, Error> {
+        let mut loaded = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(decoder) = &*loaded {
+            return Ok(decoder.clone());
+        }
+        let decoder = Arc::new(VqDecoder::load(&self.checkpoint, self.format, janus_model::vq::WINOGRAD)?);
+        *loaded = Some(decoder.clone());
+        Ok(decoder)
+    }
+
+    /// The decoder, if it is there: nobody of low priority loads what others would wait for.
+    fn loaded(&self) -> Option<Arc<VqDecoder>> {
+        self.decoder.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn picture(&self, decoder: &VqDecoder, pool: &Pool, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
+        let size = self.checkpoint.spec.vq.image_size;
+        let pixels = decoder.decode_unless(pool, ids, stop)?.ok_or(Error::GaveWay)?;
+        image::from_unit_range(&pixels, size, size).map_err(|e| Error::Compute(e.to_string()))
+    }
+}
+
 /// What the compute thread owns.
 struct Painter {
-    checkpoint: Arc<Checkpoint>,
+    weights: Arc<Weights>,
     pool: Arc<Pool>,
-    format: WeightFormat,
-    decoder: Option<VqDecoder>,
     palette: Palette,
 }
 
@@ -39,39 +67,46 @@ enum Palette {
 }
 
 impl Painter {
-    fn decoder(&mut self) -> Result<&VqDecoder, Error> {
-        if self.decoder.is_none() {
-            self.decoder = Some(VqDecoder::load(&self.checkpoint, self.format, janus_model::vq::WINOGRAD)?);
-        }
-        self.decoder.as_ref().ok_or_else(|| Error::Compute("the VQ decoder is missing".to_owned()))
-    }
-
-    fn paint(&mut self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
-        let size = self.checkpoint.spec.vq.image_size;
-        let pool = self.pool.clone();
-        let pixels = self.decoder()?.decode_unless(&pool, ids, stop)?.ok_or(Error::GaveWay)?;
-        image::from_unit_range(&pixels, size, size).map_err(|e| Error::Compute(e.to_string()))
+    fn paint(&self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
+        let decoder = self.weights.decoder()?;
+        self.weights.picture(&decoder, &self.pool, ids, stop)
     }
 
     /// Goes on with the palette by at most one decode; the palette, when it is known.
     fn palette(&mut self, stop: impl Fn() -> bool) -> Result<Option<Bytes>, Error> {
-        let pool = self.pool.clone();
+        let decoder = self.weights.decoder()?;
         let mut fit = match std::mem::replace(&mut self.palette, Palette::Unasked) {
             Palette::Known(palette) => {
                 self.palette = Palette::Known(palette.clone());
                 return Ok(Some(palette));
             }
-            Palette::Unasked => PaletteFit::new(self.decoder()?)?,
+            Palette::Unasked => PaletteFit::new(&decoder)?,
             Palette::Fitting(fit) => fit,
         };
-        let decoder = self.decoder()?;
-        if fit.step(decoder, &pool, stop)? {
+        if fit.step(&decoder, &self.pool, stop)? {
             self.palette = Palette::Fitting(fit);
             return Ok(None);
         }
-        let palette = Bytes::from(fit.finish(decoder));
+        let palette = Bytes::from(fit.finish(&decoder));
         self.palette = Palette::Known(palette.clone());
         Ok(Some(palette))
+    }
+}
+
+/// What paints unfinished pictures: one thread of the lowest priority, so that it takes what others leave, also where the
+/// steps of pictures are computed on the same cores.
+struct Sketcher {
+    weights: Arc<Weights>,
+    pool: Pool,
+}
+
+/// Lowest priority there is (nice).
+const LEAST: i32 = 19;
+
+impl Sketcher {
+    fn paint(&self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
+        let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
+        self.weights.picture(&decoder, &self.pool, ids, stop)
     }
 }
 
@@ -104,6 +139,7 @@ impl Drop for Final {
 pub struct DecoderService {
     identity: Identity,
     painter: ComputeThread<Painter>,
+    sketcher: ComputeThread<Sketcher>,
     finals: Finals,
     work: Work,
 }
@@ -120,14 +156,16 @@ impl DecoderService {
         format: WeightFormat,
         eager: bool,
     ) -> Result<Self, Error> {
-        let mut painter = Painter { checkpoint, pool, format, decoder: None, palette: Palette::Unasked };
+        let weights = Arc::new(Weights { checkpoint, format, decoder: Mutex::default() });
         if eager {
-            painter.decoder()?;
+            weights.decoder()?;
         }
-        let painter = ComputeThread::start("decoder", QUEUE, painter)?;
+        let sketcher = Sketcher { weights: weights.clone(), pool: Pool::new(1) };
+        let sketcher = ComputeThread::start_at("sketcher", 1, Some(LEAST), sketcher)?;
+        let painter = ComputeThread::start("decoder", QUEUE, Painter { weights, pool, palette: Palette::Unasked })?;
         let node = KeyValue::new("node", identity.node.clone());
         let work = Work::new("decoder", "janus.decode", "Pixels of a picture", vec![node]);
-        Ok(DecoderService { identity, painter, work, finals: Finals::default() })
+        Ok(DecoderService { identity, painter, sketcher, work, finals: Finals::default() })
     }
 
     /// As a tonic service.
@@ -150,7 +188,7 @@ impl Decoder for DecoderService {
         let picture = if request.partial {
             let finals = self.finals.clone();
             let yields = move || finals.any() || left.is_cancelled();
-            self.painter.call(move |painter| work.time(&trace, || painter.paint(&request.ids, yields))).await??
+            self.sketcher.call(move |sketcher| work.time(&trace, || sketcher.paint(&request.ids, yields))).await??
         } else {
             let _one = self.finals.enter();
             let yields = move || left.is_cancelled();

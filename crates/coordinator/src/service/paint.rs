@@ -3,6 +3,11 @@
 use super::partial::{Due, MAX_PARTIALS};
 use super::*;
 use crate::schedule::{DIVERGED, Finish};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Whoever sees ids sees new ones so often: an event costs as much as a step of a small model.
+const PACE: Duration = Duration::from_millis(20);
 
 type Out = mpsc::Sender<Result<v1::GenerateImageEvent, Status>>;
 
@@ -157,6 +162,7 @@ async fn follow(
     let mut due = vec![Due::new(kept, total, wishes.partials); count];
     // One at a time: whoever asks for many pictures has no more of the decoders than others.
     let (mut wanted, mut partial) = (vec![None; count], JoinSet::new());
+    let mut shown = None;
     let durable = record.accepted().await;
     send(v1::generate_image_event::Event::Accepted(v1::Accepted { durable })).await?;
     loop {
@@ -188,6 +194,7 @@ async fn follow(
             }
             if !new.is_empty() {
                 seen[index] = known;
+                shown = Some(Instant::now());
                 let progress = v1::ImageProgress {
                     index: index as u32,
                     known: known as u32,
@@ -228,7 +235,12 @@ async fn follow(
             partial.spawn(shared.clone().partial(index, number, known));
         }
         tokio::select! {
-            changed = watch.changed() => changed.map_err(|_| Status::internal("the request's record is gone"))?,
+            changed = watch.changed() => {
+                changed.map_err(|_| Status::internal("the request's record is gone"))?;
+                if let Some(shown) = shown.filter(|_| wishes.ids) {
+                    calm(record, &done, &mut watch, shown + PACE).await;
+                }
+            }
             Some(decoded) = partial.join_next() => {
                 if let Ok(Some(decoded)) = decoded
                     && !done[decoded.index as usize]
@@ -237,6 +249,17 @@ async fn follow(
                 }
             }
         }
+    }
+}
+
+/// Waits until `at`, unless a unit that is not done ends before.
+async fn calm(record: &Record, done: &[bool], watch: &mut watch::Receiver<u64>, at: Instant) {
+    let running = |i: &usize| record.look(*i, |p| p.end.is_none()).unwrap_or(false);
+    let ended =
+        async { while (0..done.len()).filter(|i| !done[*i]).all(|i| running(&i)) && watch.changed().await.is_ok() {} };
+    tokio::select! {
+        () = ended => {}
+        () = tokio::time::sleep_until(at) => {}
     }
 }
 

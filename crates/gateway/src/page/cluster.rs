@@ -25,6 +25,8 @@ pub(super) struct Cluster {
 #[derive(Serialize)]
 struct Member {
     id: String,
+    /// Another one under the same name is another process.
+    pid: u32,
     roles: Vec<String>,
     address: String,
     state: String,
@@ -103,6 +105,7 @@ impl From<MemberStatus> for Member {
     fn from(told: MemberStatus) -> Self {
         Member {
             id: told.id,
+            pid: told.pid,
             roles: told.roles,
             address: told.address,
             state: told.state,
