@@ -3,6 +3,10 @@
 
 #[path = "http/clients.rs"]
 mod clients;
+#[path = "http/cluster.rs"]
+mod cluster;
+#[path = "../crates/cluster/tests/etcd_process/mod.rs"]
+mod etcd_process;
 #[path = "http/fake.rs"]
 mod fake;
 #[path = "http/jobs.rs"]
@@ -14,6 +18,8 @@ mod served;
 #[path = "http/shapes.rs"]
 mod shapes;
 mod support;
+#[path = "harness/up.rs"]
+mod up;
 
 use janus_gateway::{Gateway, Options};
 use janus_wire::{Listener, Security};
