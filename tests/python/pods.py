@@ -34,6 +34,7 @@ SLOW = ["--test", "--test-step-delay-ms=30"]
 VALUES = {
     "image": {"repository": "janus", "tag": "here"},
     "etcd": {"image": {"repository": "etcd", "tag": "here"}},
+    "coordinator": {"stages": 3},
     "pools": [{"name": "main", "replicas": 3, "extraArgs": SLOW}],
     "gateway": {"replicas": 1},
     "logFormat": "text",
