@@ -30,10 +30,12 @@ async fn events(client: &mut Client, request: GenerateImageRequest) -> Vec<gener
 }
 
 fn images(events: &[generate_image_event::Event]) -> Vec<&ImageDone> {
-    let image = |event| match event {
-        &generate_image_event::Event::Image(ref image) => Some(image),
-        _ => None,
-    };
+    fn image(event: &generate_image_event::Event) -> Option<&ImageDone> {
+        match event {
+            generate_image_event::Event::Image(image) => Some(image),
+            _ => None,
+        }
+    }
     events.iter().filter_map(image).collect()
 }
 
