@@ -93,7 +93,7 @@ impl Problem {
 
     /// It is about something that does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
-        self.status == StatusCode::NOT_FOUND
+        self.status == StatusCode::NOT_FOUND && self.error.code == Some("not_found")
     }
 
     /// The caller can mend it.
