@@ -38,7 +38,7 @@ async fn latency(served: &Served, calls: usize) -> (Duration, Duration) {
     let mut times = Vec::new();
     for _ in 0..calls {
         let begun = Instant::now();
-        client.describe(DescribeModelRequest {}).await.unwrap();
+        client.describe(DescribeModelRequest::default()).await.unwrap();
         times.push(begun.elapsed());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -3,6 +3,10 @@
 
 #[path = "http/clients.rs"]
 mod clients;
+#[path = "http/cluster.rs"]
+mod cluster;
+#[path = "../crates/cluster/tests/etcd_process/mod.rs"]
+mod etcd_process;
 #[path = "http/fake.rs"]
 mod fake;
 #[path = "http/jobs.rs"]
@@ -14,6 +18,8 @@ mod served;
 #[path = "http/shapes.rs"]
 mod shapes;
 mod support;
+#[path = "harness/up.rs"]
+mod up;
 
 use janus_gateway::{Gateway, Options};
 use janus_wire::{Listener, Security};
@@ -30,7 +36,7 @@ impl Door {
         let options = Options { endpoints: endpoints.to_owned(), security: Security::Plain, ..Options::default() };
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let (url, over) = (format!("http://{}", listener.address()), CancellationToken::new());
-        tokio::spawn(Gateway::new(options).unwrap().serve(listener, over.clone()));
+        tokio::spawn(Gateway::new(options).unwrap().serve(listener, Security::Plain, over.clone()));
         Door { url, over }
     }
 

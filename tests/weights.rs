@@ -103,18 +103,20 @@ async fn workers_without_weights_take_what_their_layers_need_and_paint_the_same_
         assert_eq!(kept(&caches[i], &digest), (wanted, Vec::new()), "{name} with layers {layers}");
     }
 
-    // Started again they need nobody: what they have is enough to join, and it is compared with its digests.
-    drop(workers.remove(0));
-    let tensor = kept(&caches[0], &digest).0.remove(0);
-    let path = caches[0].join(&digest).join("tensors").join(&tensor);
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[0] ^= 1;
-    std::fs::write(&path, &bytes).unwrap();
-    let again = worker(dir.path(), &url, "a", &digest, &caches[0], "stage");
+    // Started again a node has what it had, and compares it with its digests before it is used.
+    drop(workers.pop());
+    let tensor = kept(&caches[2], &digest).0.remove(0);
+    let path = caches[2].join(&digest).join("tensors").join(&tensor);
+    let bytes = std::fs::read(&path).unwrap();
+    let mut damaged = bytes.clone();
+    damaged[0] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let again = worker(dir.path(), &url, "c", &digest, &caches[2], "encoder,decoder");
     again.line();
-    until(&listen, "it is a stage again", |s| ready(s) && stages(s).len() == 2, || coordinator.tail()).await;
-    end(begin(&listen, &asks), &expected, "cached weights").await;
     assert!(again.said().contains("a tensor in the cache is damaged"), "{}", again.tail());
+    assert!(std::fs::read(&path).unwrap() == bytes, "it is fetched again");
+    until(&listen, "all are there again", |s| ready(s) && members(s), || coordinator.tail()).await;
+    end(begin(&listen, &asks), &expected, "cached weights").await;
     drop(place);
 }
 

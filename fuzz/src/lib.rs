@@ -94,7 +94,7 @@ pub fn config(data: &[u8]) {
     }
     FOLDER.with(|folder| {
         if let Ok(spec) = ModelSpec::load(&folder.put("config.json", data)) {
-            drop((spec.fingerprint(), spec.parts(), spec.image_tokens()));
+            let _ = (spec.fingerprint(), spec.parts(), spec.image_tokens());
         }
     });
 }

@@ -165,7 +165,7 @@ async fn random_bytes_to_every_method_of_a_worker_disturb_no_picture() {
             // Whole messages whose hellos are not right either.
             let mut hello = node.hello(random.below(1 << 33));
             match random.below(4) {
-                0 => hello.node = "x".repeat(100_000),
+                0 => (hello.node, hello.numerics) = ("x".repeat(100_000), "other".to_owned()),
                 1 => hello.model_digest = Bytes::from(vec![1; 31]),
                 2 => hello.cluster.clear(),
                 _ => (hello.protocol, hello.role) = (0, 99),

@@ -54,6 +54,8 @@ pub struct Inside {
     pub answers: Vec<(u16, Vec<(&'static str, String)>)>,
     /// Without it there is nothing but 401.
     pub token: Option<String>,
+    /// Its name.
+    repo: String,
     /// The listing says neither size nor checksum.
     pub terse: bool,
     cdn: String,
@@ -70,7 +72,13 @@ pub struct Hub {
 impl Hub {
     /// Serves the files of a folder as the model [`REPO`].
     pub fn of(folder: &Path) -> Hub {
+        Hub::with(REPO, folder)
+    }
+
+    /// The same under another name.
+    pub fn with(repo: &str, folder: &Path) -> Hub {
         let inside = Shared::default();
+        inside.lock().unwrap().repo = repo.to_owned();
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -143,8 +151,9 @@ fn note(inside: &mut Inside, request: &Request, cdn: bool, sent: usize) {
 async fn hub(State(inside): State<Shared>, request: Request) -> Response {
     let mut inside = inside.lock().unwrap();
     let path = request.uri().path().to_owned();
-    let listing = format!("/api/models/{REPO}/revision/");
-    let content = format!("/{REPO}/resolve/");
+    let repo = inside.repo.clone();
+    let listing = format!("/api/models/{repo}/revision/");
+    let content = format!("/{repo}/resolve/");
     let refuse = |status: u16, code: &str| {
         let status = StatusCode::from_u16(status).unwrap();
         (status, [("x-error-code", code.to_owned()), ("x-error-message", format!("said by the hub: {code}"))])
@@ -172,7 +181,7 @@ async fn hub(State(inside): State<Shared>, request: Request) -> Response {
         };
     }
     // The newest library asks for a tree.
-    if path.starts_with(&format!("/api/models/{REPO}/tree/")) {
+    if path.starts_with(&format!("/api/models/{repo}/tree/")) {
         note(&mut inside, &request, false, 0);
         return tree(&inside).into_response();
     }
@@ -208,8 +217,9 @@ fn list(inside: &Inside) -> axum::Json<serde_json::Value> {
         (false, false) => json!({"rfilename": name, "size": bytes.len(), "blobId": git_sha1(bytes)}),
     };
     let siblings: Vec<_> = inside.files.iter().map(sibling).collect();
+    let repo = &inside.repo;
     axum::Json(json!({
-        "_id": "1", "id": REPO, "modelId": REPO, "sha": COMMIT, "private": false, "gated": false, "disabled": false,
+        "_id": "1", "id": repo, "modelId": repo, "sha": COMMIT, "private": false, "gated": false, "disabled": false,
         "tags": [], "downloads": 0, "likes": 0, "siblings": siblings,
     }))
 }

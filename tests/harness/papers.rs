@@ -35,10 +35,18 @@ impl Authority {
 
     /// Of 127.0.0.1 and these URIs, for so long; the files carry `name`.
     pub fn issue(&self, name: &str, uris: &[&str], life: Duration) -> Files {
+        self.issue_until(name, uris, SystemTime::now() + life)
+    }
+
+    /// One that was good until an hour ago.
+    pub fn expired(&self, name: &str, uris: &[&str]) -> Files {
+        self.issue_until(name, uris, SystemTime::now() - Duration::from_secs(3600))
+    }
+
+    fn issue_until(&self, name: &str, uris: &[&str], end: SystemTime) -> Files {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
         params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())));
-        let now = SystemTime::now();
-        (params.not_before, params.not_after) = ((now - LONG_LIFE).into(), (now + life).into());
+        (params.not_before, params.not_after) = ((end - 2 * LONG_LIFE).into(), end.into());
         let key = KeyPair::generate().unwrap();
         let (cert, secret) = (self.dir.join(format!("{name}.pem")), self.dir.join(format!("{name}.key")));
         // Key first: whoever reads in between has two that do not fit, and waits.

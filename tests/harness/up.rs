@@ -325,6 +325,8 @@ fn children(parent: u32) -> BTreeMap<String, u32> {
             continue;
         }
         let name = words.iter().position(|word| word == "--name").and_then(|at| words.get(at + 1));
+        // There is one at most, so nobody names it.
+        let name = name.or_else(|| words.get(1).filter(|word| *word == "gateway"));
         let is_etcd = words.first().is_some_and(|word| word.ends_with("/etcd"));
         let name = if is_etcd { Some("etcd".to_owned()) } else { name.cloned() };
         found.extend(name.map(|name| (name, pid)));

@@ -55,9 +55,8 @@ impl Answer {
             Answer::Status(code, words) => {
                 use tonic::Code::*;
                 let code = tonic::Code::from(*code);
-                !matches!(code, Unknown | Cancelled | Unavailable | DataLoss)
-                    && !words.is_empty()
-                    && !words.contains("panic")
+                let said = !words.is_empty() || code == Unimplemented;
+                said && !matches!(code, Unknown | Cancelled | Unavailable | DataLoss) && !words.contains("panic")
             }
             Answer::Http(code) => (400..500).contains(code),
             Answer::Refused(words) => !words.is_empty(),
@@ -100,7 +99,9 @@ fn absurd(method: &str, random: &mut Numbers) -> Vec<u8> {
     match method {
         "GenerateImage" => {
             let mut request = GenerateImageRequest { header: header(), prompt: "x".to_owned(), ..Default::default() };
-            match random.below(7) {
+            match random.below(9) {
+                7 => request.header.as_mut().unwrap().model = "m".repeat(1 << 20),
+                8 => request.header.as_mut().unwrap().request_id = "r".repeat(1 << 20),
                 0 => request.temperature = Some(if number == f32::MAX { f32::NAN } else { number }),
                 1 => request.cfg_weight = Some(number),
                 2 => request.n = wide,
@@ -113,7 +114,11 @@ fn absurd(method: &str, random: &mut Numbers) -> Vec<u8> {
         }
         "Chat" => {
             let mut request = ChatRequest { header: header(), raw_prompt: "x".to_owned(), ..Default::default() };
-            match random.below(5) {
+            match random.below(6) {
+                5 => {
+                    let role = "r".repeat(1 << 20);
+                    request.messages = vec![v1::Message { role, ..Default::default() }];
+                }
                 0 => request.temperature = Some(if number == f32::MAX { f32::NAN } else { number }),
                 1 => request.stop = vec!["x".repeat(1000); 1000],
                 2 => request.raw_prompt = "<image_placeholder>".repeat(1000),

@@ -96,6 +96,14 @@ fn the_node_package_drives_every_endpoint_that_answers_at_once() {
     node_runs("doors.mjs", &[&served.http(), "64"]);
 }
 
+#[test]
+fn batches_are_done_by_a_real_model() {
+    let served = Served::start(&[]);
+    let url = served.http();
+    python_runs("batches.py", &[&url]);
+    node_runs("batches.mjs", &[&url]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_packages_drive_files_and_batches_through_their_life() {
     for script in ["batches.py", "batches.mjs"] {

@@ -77,7 +77,9 @@ async fn layers_follow_memory_and_what_is_missing_is_said() {
     hand.worker("tiny", &["--memory", "30MiB", "--role", "stage"]);
     let status = hand
         .until("it says why it cannot start", |s| {
-            s["pipelines"][0]["reason"].as_str().is_some_and(|reason| !reason.is_empty())
+            // Before the second worker is there, the reason is another one.
+            let both = s["members"].as_array().is_some_and(|members| members.len() == 2);
+            both && s["pipelines"][0]["reason"].as_str().is_some_and(|reason| reason.contains("iB"))
         })
         .await;
     let reason = status["pipelines"][0]["reason"].as_str().unwrap().to_owned();

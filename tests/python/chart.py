@@ -4,6 +4,7 @@
 say, `chart.py readme` writes the chart's README from values.yaml. JANUS is the program under test.
 """
 
+import base64
 import copy
 import json
 import os
@@ -263,6 +264,24 @@ class EveryValuesFile(unittest.TestCase):
                     self.assertTrue(all(url.startswith("https://") for url in said["etcd"].split(",")), where)
                     self.assertIn("etcd-ca", said, where)
 
+    def test_nobody_is_let_in_without_a_key_but_where_nothing_is_encrypted(self):
+        for name, objects in self.each():
+            given = values(name).get("operatorKey", {}).get("existingSecret")
+            plain = values(name).get("tls", {}).get("mode") == "none"
+            secrets = {o["metadata"]["name"]: o for o in of(objects, "Secret")}
+            for owner, template in pod_specs(objects):
+                if role(owner) not in ("coordinator", "test"):
+                    continue
+                flag = "operator-key-file" if role(owner) == "coordinator" else "api-key-file"
+                self.assertEqual(flag in flags(template["spec"]["containers"][0]), not plain)
+                if not plain:
+                    (volume,) = [v for v in template["spec"]["volumes"] if v["name"] == "operator"]
+                    self.assertEqual(given is None, volume["secret"]["secretName"] in secrets)
+            self.assertEqual(len(secrets), 0 if plain or given else 1)
+            for secret in secrets.values():
+                self.assertEqual(secret["metadata"]["annotations"]["helm.sh/resource-policy"], "keep")
+                self.assertGreaterEqual(len(base64.b64decode(secret["data"]["key"])), 32)
+
     def test_who_needs_a_certificate_gets_one(self):
         for name, objects in self.each():
             wanted = {v["secret"]["secretName"] for _, t in pod_specs(objects) for v in t["spec"].get("volumes", [])
@@ -414,8 +433,9 @@ class Mistakes(unittest.TestCase):
             self.assertTrue(said and all(word in said for word in words), f"{change}: {said}")
 
     def test_a_removed_key_says_what_took_its_place(self):
-        said = fails({"metricsPort": 9000})
-        self.assertTrue(said and "metricsPort" in said and "metrics.port" in said, said)
+        for key, value, now in (("metricsPort", 9000, "metrics.port"), ("apiKey", {"existingSecret": "x"}, "operatorKey")):
+            said = fails({key: value})
+            self.assertTrue(said and f"{key} was removed" in said and now in said, said)
 
 
 class Choices(unittest.TestCase):

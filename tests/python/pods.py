@@ -9,6 +9,7 @@ JANUS is the program, JANUS_OTHER (if set) another build of it that is upgraded 
 JANUS_ETCD a folder with etcd, etcdctl and etcdutl.
 """
 
+import base64
 import json
 import os
 import re
@@ -33,6 +34,7 @@ SLOW = ["--test", "--test-step-delay-ms=30"]
 VALUES = {
     "image": {"repository": "janus", "tag": "here"},
     "etcd": {"image": {"repository": "etcd", "tag": "here"}},
+    "coordinator": {"stages": 3},
     "pools": [{"name": "main", "replicas": 3, "extraArgs": SLOW}],
     "gateway": {"replicas": 1},
     "logFormat": "text",
@@ -84,7 +86,7 @@ class Pod:
         return flags
 
     def create(self, container, name, extra=()):
-        """`docker create` as the security context, resources and environment say."""
+        """`docker create` as the security context, resources and environment say; gives back its address."""
         security, pod = container["securityContext"], self.spec["securityContext"]
         assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
         flags = ["--name", name, "--network", "pods", "--read-only", "--user", f"{pod['runAsUser']}:{pod['runAsGroup']}"]
@@ -108,14 +110,13 @@ class Pod:
         if container.get("command"):
             flags += ["--entrypoint", command.pop(0)]
         self.engine.docker("create", *flags, *extra, *self.volumes(container), container["image"], *command)
-        self.address = address
-        return command
+        return address
 
     def start(self):
         for init in self.spec.get("initContainers", []):
             Pod.once(self, init)
-        command = self.create(self.container, self.name)
-        self.check(command)
+        self.check()
+        self.address = self.create(self.container, self.name)
         self.engine.docker("start", self.name)
         return self
 
@@ -129,7 +130,7 @@ class Pod:
             raise Failed(f"{name} ended with {code}:\n{self.engine.logs(name)}")
         self.engine.docker("rm", name)
 
-    def check(self, command):
+    def check(self):
         """The program itself finds nothing wrong with what it is about to be given."""
         if not self.container["image"].startswith("janus:"):
             return
@@ -162,7 +163,10 @@ class Pod:
         return True
 
     def ready(self):
-        until(f"{self.name} is started and ready", lambda: self.running() and self.probe("startup") and self.probe("readiness"))
+        try:
+            until("it is started and ready", lambda: self.running() and self.probe("startup") and self.probe("readiness"))
+        except Failed as failure:
+            raise Failed(f"{self.name}: {failure}\n{self.engine.logs(self.name)}") from None
         assert self.probe("liveness"), f"{self.name} is ready and not alive"
         return self
 
@@ -193,6 +197,20 @@ class Cluster:
     def secret(self, name):
         return self.folder / "secrets" / name
 
+    def put(self, secret, name, data):
+        """A key of a Secret, as defaultMode and fsGroup let a pod see it."""
+        file = self.secret(secret) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        os.chmod(file, 0o440)
+        os.chown(file, 0, 65532)
+
+    def secrets(self):
+        """Those that the chart renders; once they are there, `lookup` finds them."""
+        for secret in chart.of(self.objects, "Secret"):
+            for name, data in secret["data"].items():
+                self.put(secret["metadata"]["name"], name, base64.b64decode(data))
+
     def services_of(self, labels):
         return [s["metadata"]["name"] for s in chart.of(self.objects, "Service") if s["spec"]["selector"].items() <= labels.items()]
 
@@ -208,17 +226,12 @@ class Cluster:
             pod.once(container)
         for container in template["spec"]["containers"]:
             assert container["args"][:3] == ["create", "secret", "generic"]
-            made = self.secret(container["args"][3])
-            made.mkdir(parents=True)
             (mount,) = container["volumeMounts"]
             shared = self.folder / "shared" / f"certificates-{mount['name']}"
             for argument in container["args"][4:]:
                 if match := re.fullmatch(r"--from-file=([^=]+)=(.+)", argument):
                     source = shared / Path(match[2]).relative_to(mount["mountPath"])
-                    shutil.copy(source, made / match[1])
-                    # As defaultMode and fsGroup have it.
-                    os.chmod(made / match[1], 0o440)
-                    os.chown(made / match[1], 0, 65532)
+                    self.put(container["args"][3], match[1], source.read_bytes())
 
     def names(self, workload):
         name, replicas = workload["metadata"]["name"], workload["spec"].get("replicas", 1)
@@ -259,8 +272,9 @@ class Cluster:
     def status(self):
         """`janus status`, as NOTES.txt tells to ask for it."""
         leader = self.of("coordinator")[0]
-        tls = [word for key in ("ca:ca.crt", "cert:tls.crt", "key:tls.key") for word in (f"--tls-{key.split(':')[0]}", f"/etc/janus/tls/{key.split(':')[1]}")]
-        text = self.engine.docker("exec", leader.name, "janus", "status", "--endpoint", "127.0.0.1:7070", "--json", *tls, check=False)
+        papers = ["--tls-ca=/etc/janus/tls/ca.crt", "--tls-cert=/etc/janus/tls/tls.crt", "--tls-key=/etc/janus/tls/tls.key"]
+        papers.append("--api-key-file=/etc/janus/operator/key")
+        text = self.engine.docker("exec", leader.name, "janus", "status", "--endpoint=127.0.0.1:7070", "--json", *papers, check=False)
         return json.loads(text) if text.startswith("{") else None
 
     def snapshot(self):
@@ -344,6 +358,7 @@ def main():
 
 def promises(cluster):
     engine = cluster.engine
+    cluster.secrets()
     cluster.certificates()
     step("the Job made certificates")
 
@@ -362,7 +377,10 @@ def promises(cluster):
     if cluster.of("gateway"):
         (gateway,) = cluster.of("gateway")
         body = json.dumps({"prompt": "a red circle left of a blue square", "seed": 0, "response_format": "b64_json"}).encode()
-        ask = urllib.request.Request(f"https://{gateway.address}:8080/v1/images/generations", body, {"content-type": "application/json"})
+        ask = urllib.request.Request(f"https://{gateway.address}:8080/v1/images/generations", body, {
+            "content-type": "application/json",
+            "authorization": f"Bearer {(cluster.secret('demo-janus-operator') / 'key').read_text()}",
+        })
         # Whoever signed the chart's certificates; the address is not the name in them.
         trust = ssl.create_default_context(cafile=cluster.secret("demo-janus-tls-gateway") / "ca.crt")
         trust.check_hostname = False

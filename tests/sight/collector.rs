@@ -113,7 +113,7 @@ impl TraceService for Collector {
             self.heard.lock().unwrap().spans.extend(told);
         }
         self.more.notify_waiters();
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 }
 
@@ -129,6 +129,6 @@ impl MetricsService for Collector {
             self.heard.lock().unwrap().metrics.extend(metrics.map(|metric| (instance.clone(), metric.name)));
         }
         self.more.notify_waiters();
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 }

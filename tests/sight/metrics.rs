@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::client::{self, Ask, chat, header, paint};
 use crate::prometheus::{Prometheus, free_range, get, program};
 use crate::support::{janus, repository};
-use crate::up::{LONG, Part, Up, signal};
+use crate::up::{LONG, Part, Up, signal, stages};
 use crate::{IDS, connect};
 
 /// Documented for parts that are not there yet.
@@ -70,7 +70,7 @@ async fn what_is_documented_is_served_and_nothing_else() {
     let ids = client.tokenize(TokenizeRequest { header: header(), image }).await.unwrap().into_inner().tokens;
     client.detokenize(DetokenizeRequest { header: header(), tokens: ids }).await.unwrap();
     // A stage is lost in the middle of a picture.
-    let victim = up.pid("stage-0").await;
+    let victim = up.pid(&stages(&up.status().await)[0]).await;
     let mut events = 0;
     let lose = || {
         events += 1;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use janus_cluster::{Candidate, Members};
 use janus_wire::status::unavailable;
+use janus_wire::v1::blobs_server::{Blobs as BlobsService, BlobsServer};
 use janus_wire::v1::cluster_server::{Cluster, ClusterServer};
 use janus_wire::v1::inference_server::{Inference, InferenceServer};
 use janus_wire::v1::jobs_server::{Jobs as JobsService, JobsServer};
@@ -69,6 +70,11 @@ impl Front {
     /// For work that nobody waits for.
     pub fn jobs(self) -> JobsServer<Self> {
         jobs::server(self)
+    }
+
+    /// For clients that read blobs back.
+    pub fn blobs(self) -> BlobsServer<Self> {
+        BlobsServer::new(self)
     }
 
     fn reign(&self) -> Result<Reign, Status> {
@@ -144,6 +150,19 @@ impl Inference for Front {
         request: Request<v1::DescribeModelRequest>,
     ) -> Result<Response<v1::DescribeModelResponse>, Status> {
         self.coordinator()?.describe(request).await
+    }
+}
+
+#[tonic::async_trait]
+impl BlobsService for Front {
+    type GetStream = <Jobs as BlobsService>::GetStream;
+
+    async fn get(&self, request: Request<v1::GetBlobRequest>) -> Result<Response<Self::GetStream>, Status> {
+        BlobsService::get(&self.kept_jobs()?, request).await
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteBlobRequest>) -> Result<Response<v1::DeleteBlobResponse>, Status> {
+        BlobsService::delete(&self.kept_jobs()?, request).await
     }
 }
 
@@ -261,7 +280,7 @@ impl JobsService for Front {
     }
 
     async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
-        self.kept_jobs()?.get(request).await
+        JobsService::get(&self.kept_jobs()?, request).await
     }
 
     async fn list(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
@@ -273,7 +292,7 @@ impl JobsService for Front {
     }
 
     async fn delete(&self, request: Request<v1::DeleteJobRequest>) -> Result<Response<v1::DeleteJobResponse>, Status> {
-        self.kept_jobs()?.delete(request).await
+        JobsService::delete(&self.kept_jobs()?, request).await
     }
 
     async fn watch(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Self::WatchStream>, Status> {

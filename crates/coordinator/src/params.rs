@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use janus_spec::GenerationDefaults;
-use janus_wire::status::invalid;
+use janus_wire::status::{invalid, shown};
 use janus_wire::v1::{GenerateImageRequest, Priority, RequestHeader, Sampling};
 use tonic::Status;
 
@@ -30,7 +30,7 @@ pub(crate) fn header(header: Option<RequestHeader>, model: &str) -> Result<Heade
         return Err(invalid("header.request_id", "must be 1 to 128 printable ASCII characters without spaces"));
     }
     if !header.model.is_empty() && header.model != model {
-        return Err(Status::not_found(format!("header.model: `{}` is not served here; `{model}` is", header.model)));
+        return Err(Status::not_found(format!("header.model: `{}` is not served here; `{model}` is", shown(&header.model))));
     }
     let band = match Priority::try_from(header.priority) {
         Ok(Priority::Unspecified | Priority::Interactive) => Band::Interactive,

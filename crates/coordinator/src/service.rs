@@ -619,8 +619,9 @@ impl Inference for Coordinator {
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
         let id = format!("{}/{}", tenant(&request), request.get_ref().request_id);
         let record = self.0.requests.get(&id);
-        let record =
-            record.ok_or_else(|| Status::not_found(format!("request_id: `{}` is unknown", request.get_ref().request_id)))?;
+        let record = record.ok_or_else(|| {
+            Status::not_found(format!("request_id: `{}` is unknown", status::shown(&request.get_ref().request_id)))
+        })?;
         self.0.give_up(&record);
         if let Some(ledger) = &self.0.ledger {
             ledger.forget(&id);

@@ -16,8 +16,8 @@ use janus_cluster::{Keys, MemoryStore, Store, StoreConfig, Txn};
 use janus_coordinator::jobs::{Engine, Jobs, MANIFEST, Objects, Options, Picture, Setup};
 use janus_wire::v1::jobs_server::Jobs as _;
 use janus_wire::v1::{self, AskItem, JobItem, JobStatus, PaintItem, create_job_request, job_item};
+use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
-use object_store::{ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 use shaky::{Dice, Life, ShakyObjects, ShakyStore};
 use tokio_util::sync::CancellationToken;
@@ -86,6 +86,7 @@ impl Engine for Toy {
 }
 
 fn items(dice: &mut Dice) -> Vec<JobItem> {
+    let count = 1 + dice.below(20);
     let one = |number: u64| {
         let work = match dice.below(5) {
             0 => job_item::Work::Ask(AskItem { question: format!("what is {number}?"), ..AskItem::default() }),
@@ -97,7 +98,6 @@ fn items(dice: &mut Dice) -> Vec<JobItem> {
         };
         JobItem { id: format!("item {number}"), work: Some(work) }
     };
-    let count = 1 + dice.clone().below(20);
     (0..count).map(one).collect()
 }
 

@@ -27,7 +27,7 @@ const MAX_PICTURES: usize = 64;
 #[allow(dead_code, reason = "what has no effect is read too, or it would be refused")]
 pub(crate) struct ChatRequest {
     /// What was said so far.
-    #[schema(required = true, nullable = false)]
+    #[schema(required = true, nullable = false, min_items = 1)]
     pub(crate) messages: Option<Vec<Message>>,
     /// The model that is served, or nothing.
     pub(crate) model: Option<String>,
@@ -46,11 +46,15 @@ pub(crate) struct ChatRequest {
     #[schema(minimum = 1)]
     pub(crate) max_completion_tokens: Option<u32>,
     /// 0, the likeliest token, if it is left out.
+    #[schema(minimum = 0)]
     pub(crate) temperature: Option<f32>,
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     pub(crate) top_p: Option<f32>,
     /// Extension: sample among so many likeliest tokens.
+    #[schema(minimum = 1)]
     pub(crate) top_k: Option<u32>,
     /// 1: there is one answer.
+    #[schema(minimum = 1, maximum = 1)]
     pub(crate) n: Option<u32>,
     /// Without effect.
     pub(crate) user: Option<String>,
@@ -65,25 +69,37 @@ pub(crate) struct ChatRequest {
     /// Without effect.
     pub(crate) service_tier: Option<String>,
     /// Nothing but 0.
+    #[schema(minimum = 0, maximum = 0)]
     pub(crate) frequency_penalty: Option<f32>,
     /// Nothing but 0.
+    #[schema(minimum = 0, maximum = 0)]
     pub(crate) presence_penalty: Option<f32>,
     /// Nothing but false.
     pub(crate) logprobs: Option<bool>,
     /// Nothing but 0.
+    #[schema(minimum = 0, maximum = 0)]
     pub(crate) top_logprobs: Option<u32>,
     /// Nothing but an empty one.
     pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
     /// Nothing but an empty list.
+    #[schema(max_items = 0)]
     pub(crate) tools: Option<Vec<Value>>,
-    /// `none` or `auto`.
-    pub(crate) tool_choice: Option<String>,
+    /// Without effect: there are no tools to choose from.
+    pub(crate) tool_choice: Option<ToolChoice>,
     /// Without effect.
     pub(crate) parallel_tool_calls: Option<bool>,
     /// Nothing but `{"type": "text"}`.
     pub(crate) response_format: Option<AnswerFormat>,
     /// Nothing but `["text"]`.
     pub(crate) modalities: Option<Vec<String>>,
+}
+
+/// Which tool is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ToolChoice {
+    None,
+    Auto,
 }
 
 /// What the answer is.
@@ -270,9 +286,6 @@ impl ChatRequest {
         }
         if self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
             return refuse("tools", "an empty list");
-        }
-        if self.tool_choice.as_deref().is_some_and(|choice| !["none", "auto"].contains(&choice)) {
-            return refuse("tool_choice", "`none` or `auto`");
         }
         if self.response_format.as_ref().is_some_and(|format| format.kind != "text") {
             return refuse("response_format", "`{\"type\": \"text\"}`");

@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use janus_wire::tls::Door;
-use janus_wire::{Connection, Listener, Security};
+use janus_wire::{Listener, Security};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -96,16 +96,16 @@ impl Gateway {
 }
 
 /// A socket that fails when its peer says nothing at first, or takes nothing for too long.
-struct Impatient {
-    stream: Connection,
+struct Impatient<S> {
+    stream: S,
     /// Until something was read.
     silent: Option<Pin<Box<Sleep>>>,
     /// While something cannot be written.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl Impatient {
-    fn new(stream: Connection) -> Self {
+impl<S> Impatient<S> {
+    fn new(stream: S) -> Self {
         Impatient { stream, silent: Some(Box::pin(tokio::time::sleep(HEAD))), stalled: None }
     }
 
@@ -122,7 +122,7 @@ impl Impatient {
     }
 }
 
-impl AsyncRead for Impatient {
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if result.is_ready() {
@@ -136,7 +136,7 @@ impl AsyncRead for Impatient {
     }
 }
 
-impl AsyncWrite for Impatient {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.wrote(context, result)
@@ -162,5 +162,43 @@ impl AsyncWrite for Impatient {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_left_in_the_end() {
+        let (ours, mut theirs) = tokio::io::duplex(16);
+        let mut ours = Impatient::new(ours);
+        let begun = Instant::now();
+        // Whoever is slow is waited for, as long as there is some progress.
+        let reading = async {
+            for _ in 0..4 {
+                tokio::time::sleep(STALLED / 2).await;
+                theirs.read_exact(&mut [0; 16]).await.unwrap();
+            }
+            theirs
+        };
+        let (error, _theirs) = tokio::join!(async { ours.write_all(&[0; 1000]).await.unwrap_err() }, reading);
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= 2 * STALLED + STALLED && begun.elapsed() < 4 * STALLED, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_left_and_one_that_waits_for_its_answer_is_not() {
+        let (ours, theirs) = tokio::io::duplex(16);
+        let error = Impatient::new(ours).read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(theirs);
+        let (ours, mut theirs) = tokio::io::duplex(16);
+        let mut ours = Impatient::new(ours);
+        theirs.write_u8(1).await.unwrap();
+        ours.read_u8().await.unwrap();
+        assert!(tokio::time::timeout(10 * HEAD, ours.read_u8()).await.is_err());
     }
 }

@@ -47,8 +47,8 @@ pub(crate) struct ImageRequest {
     /// With `stream`: at most so many unfinished pictures.
     #[schema(minimum = 0, maximum = 3)]
     pub(crate) partial_images: Option<u32>,
-    /// `auto` or `opaque`: pictures have no transparent parts.
-    pub(crate) background: Option<String>,
+    /// Pictures have no transparent parts.
+    pub(crate) background: Option<Background>,
     /// Without effect: there is one quality.
     pub(crate) quality: Option<String>,
     /// Without effect.
@@ -61,13 +61,17 @@ pub(crate) struct ImageRequest {
     #[schema(value_type = Option<u64>)]
     pub(crate) seed: Option<Seed>,
     /// Extension: weight of classifier-free guidance; 1 paints without. `cfg_weight` is another name for it.
+    #[schema(minimum = 0, maximum = 1000000)]
     #[serde(alias = "cfg_weight")]
     pub(crate) guidance: Option<f32>,
     /// Extension: sampling temperature.
+    #[schema(minimum = 0)]
     pub(crate) temperature: Option<f32>,
     /// Extension: sample among so many likeliest ids.
+    #[schema(minimum = 1)]
     pub(crate) top_k: Option<u32>,
     /// Extension: sample among the likeliest ids whose probabilities sum to this.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     pub(crate) top_p: Option<f32>,
     /// Extension: keep the upper rows of this picture (base64, or a data: URL) and paint the rest.
     pub(crate) init_image: Option<String>,
@@ -76,6 +80,14 @@ pub(crate) struct ImageRequest {
     /// Extension, with `stream`: send `image_generation.progress` events with the ids as they are drawn, and
     /// `image_generation.queued` and `image_generation.resumed` (after a loss).
     pub(crate) stream_ids: Option<bool>,
+}
+
+/// What is behind what was painted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Background {
+    Auto,
+    Opaque,
 }
 
 /// How pictures come back.
@@ -158,10 +170,6 @@ impl ImageRequest {
         }
         if let Some(n) = self.n.filter(|n| !(1..=MAX_PICTURES).contains(n)) {
             return Err(Problem::invalid("n", format!("n: {n} is not from 1 to {MAX_PICTURES}")));
-        }
-        if let Some(other) = self.background.as_deref().filter(|b| !["auto", "opaque"].contains(b)) {
-            let message = format!("background: `{other}` is not auto or opaque; no picture has transparent parts");
-            return Err(Problem::invalid("background", message));
         }
         if self.output_compression.is_some_and(|quality| quality > 100) {
             return Err(Problem::invalid("output_compression", "output_compression: must be from 0 to 100"));

@@ -19,13 +19,17 @@ pub(crate) struct Event(sse::Event);
 impl Event {
     /// A named event.
     pub(crate) fn new(name: &str, data: &impl Serialize) -> Result<Self, Problem> {
-        Event::nameless(data).map(|Event(event)| Event(event.event(name)))
+        Event::of(sse::Event::default().event(name), data)
     }
 
     /// An event without a name, as those of chats.
     pub(crate) fn nameless(data: &impl Serialize) -> Result<Self, Problem> {
+        Event::of(sse::Event::default(), data)
+    }
+
+    fn of(event: sse::Event, data: &impl Serialize) -> Result<Self, Problem> {
         let broken = |error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("an event: {error}"));
-        sse::Event::default().json_data(data).map(Event).map_err(broken)
+        event.json_data(data).map(Event).map_err(broken)
     }
 
     /// An event of plain words.

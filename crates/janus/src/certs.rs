@@ -67,13 +67,10 @@ pub(crate) fn run(args: Args) -> Outcome {
         let (certificate, secret) = authority.issue(Some(&peer), &args.host, args.days)?;
         write(&key, &secret, 0o600)?;
         write(&cert, &certificate, 0o644)?;
-        if args.days > 0 {
-            // An authority that another program made may have a name that we do not sign with.
-            let own = Some((cert.clone(), key.clone()));
-            Security::files(Files { authority: args.out.join("ca.pem"), own })
-                .and_then(|security| security.suits(&args.cluster, roles))
-                .map_err(Failure::mistake)?;
-        }
+        // What cannot be used is better known now.
+        let own = Some((cert.clone(), key.clone()));
+        let security = Security::files(Files { authority: args.out.join("ca.pem"), own });
+        security.and_then(|security| security.suits(&args.cluster, roles)).map_err(Failure::mistake)?;
         certificates.push(Paper { names: peer.uris(), cert, key });
     }
     let issued = Issued { ca: args.out.join("ca.pem"), certificates };

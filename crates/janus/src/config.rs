@@ -9,7 +9,7 @@ use janus_model::Checkpoint;
 
 use crate::args::{Check, Cli, Config, Node, Verb};
 use crate::failure::{Failure, Outcome};
-use crate::serve::check_listen;
+use crate::serve::{check_credentials, check_listen};
 use crate::{checkpoint, coordinator, gateway, output, pull, worker};
 
 pub(crate) fn run(args: Config) -> Outcome {
@@ -21,6 +21,8 @@ pub(crate) fn run(args: Config) -> Outcome {
         Verb::Coordinator(args) => {
             coordinator::security(&args)?;
             node(&args.node)?;
+            let operator = args.credentials.load()?;
+            check_credentials(&args.listen, args.node.insecure, operator.as_deref())?;
             "coordinator"
         }
         Verb::Worker(args) => {

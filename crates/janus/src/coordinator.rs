@@ -12,6 +12,7 @@ use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_spec::{KvStorage, ModelSpec, Tokenizer, WeightStorage};
 use janus_wire::tls::{Door, Role};
 use janus_wire::v1::DescribeModelRequest;
+use janus_wire::v1::blobs_server::BlobsServer;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
@@ -126,6 +127,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         let router = server
             .add_service(InterceptedService::new(front.clone().inference(), tenants.clone()))
             .add_service(InterceptedService::new(front.clone().jobs(), tenants.clone()))
+            .add_service(InterceptedService::new(front.clone().blobs(), tenants.clone()))
             .add_service(InterceptedService::new(front.cluster(), tenants.clone()))
             .add_service(InterceptedService::new(tenants.clone().server(), tenants))
             .add_service(given.map_err(broken)?.server())
@@ -133,6 +135,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
             .add_service(reflection(&[
                 InferenceServer::<Front>::NAME,
                 JobsServer::<Front>::NAME,
+                BlobsServer::<Front>::NAME,
                 ClusterServer::<Front>::NAME,
                 TenantsServer::<Tenants>::NAME,
             ])?);

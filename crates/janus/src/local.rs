@@ -15,6 +15,7 @@ use janus_model::{Checkpoint, KvDtype, Pool, WeightFormat};
 use janus_spec::Tokenizer;
 use janus_wire::tls::Door;
 use janus_wire::v1::MemberStatus;
+use janus_wire::v1::blobs_server::BlobsServer;
 use janus_wire::v1::cluster_server::ClusterServer;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
@@ -243,13 +244,14 @@ impl Local {
         report(&health, false).await;
         let mut services = vec![InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME];
         services.push(TenantsServer::<Tenants>::NAME);
-        services.extend(jobs.as_ref().map(|_| JobsServer::<Jobs>::NAME));
+        services.extend(jobs.iter().flat_map(|_| [JobsServer::<Jobs>::NAME, BlobsServer::<Jobs>::NAME]));
         let reflection = reflection(&services)?;
         let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?.layer(Pace);
         let router = router
             .add_service(InterceptedService::new(coordinator.clone().server(), tenants.clone()))
             .add_service(InterceptedService::new(alone.server(), tenants.clone()))
             .add_service(InterceptedService::new(tenants.clone().server(), tenants.clone()))
+            .add_optional_service(jobs.clone().map(|jobs| InterceptedService::new(jobs.blobs(), tenants.clone())))
             .add_optional_service(jobs.map(|jobs| InterceptedService::new(jobs.server(), tenants)));
         let router = router.add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();

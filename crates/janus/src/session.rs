@@ -129,6 +129,12 @@ impl Session {
         Self::connect(runtime, &address, Some(local), Security::Plain)
     }
 
+    /// Another session with the same coordinators, for requests beside this one's. It must not outlive a cluster in this
+    /// process.
+    pub(crate) fn twin(&self) -> Outcome<Self> {
+        Self::connect(runtime()?, &self.endpoints.join(","), None, self.security.clone())
+    }
+
     fn connect(runtime: Runtime, address: &str, local: Option<Local>, security: Security) -> Outcome<Self> {
         let mut endpoints: Vec<String> =
             address.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect();

@@ -19,9 +19,10 @@ pub(crate) async fn open(args: &Worker, config: &StoreConfig, security: &Securit
         return Ok(Checkpoint::open(checkpoint::files(&args.node.model)?)?);
     };
     // A whole model is a part of itself.
-    let folder = match Path::new(&args.node.model).is_dir() {
-        true => Some(PathBuf::from(&args.node.model)),
-        false => pull::find(&args.node.model).ok().flatten(),
+    let folder = match args.node.model.as_str() {
+        "shapes" => None,
+        dir if Path::new(dir).is_dir() => Some(PathBuf::from(dir)),
+        name => pull::find(name).ok().flatten(),
     };
     let local = match &folder {
         Some(dir) => Some(Checkpoint::open_part(janus_spec::Files::open_dir(dir)?)?),

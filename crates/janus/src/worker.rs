@@ -364,9 +364,10 @@ pub(crate) fn available_memory() -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kilobytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
     let machine = kilobytes.map_or(1 << 30, |kb| kb * 1024);
-    let limit = std::fs::read_to_string(Path::new("/sys/fs/cgroup/memory.max")).ok();
-    let limit = limit.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(u64::MAX);
-    machine.min(limit)
+    // Where the limit is in the second version of control groups, and in the first.
+    let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limits = files.iter().filter_map(|file| std::fs::read_to_string(Path::new(file)).ok()?.trim().parse::<u64>().ok());
+    limits.fold(machine, u64::min)
 }
 
 impl Roles {

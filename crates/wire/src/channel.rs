@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
@@ -23,6 +24,8 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) const STREAM_WINDOW: u32 = 16 << 20;
 pub(crate) const CONNECTION_WINDOW: u32 = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A server of HTTP/2 begins to speak at once; one that speaks something else is found out by what it says.
+const FIRST_WORDS: Duration = Duration::from_millis(500);
 
 /// Connects to `address` (`host:port`, or a URL), with TCP_NODELAY read back from the socket.
 ///
@@ -63,22 +66,30 @@ pub async fn connect_until(address: &str, security: &Security, over: Cancellatio
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     let security = security.clone();
+    let (told, first) = oneshot::channel();
+    let mut told = Some(told);
     let connector = service_fn(move |uri: Uri| {
-        let (over, security) = (over.clone(), security.clone());
+        let (over, security, told) = (over.clone(), security.clone(), told.take());
         async move {
-            let line = security.dialled(dial(&uri).await?, host(&uri)).await?;
+            let line = security.dialled(dial(&uri).await?, host(&uri), told).await?;
             Ok::<_, io::Error>(TokioIo::new(Cut::new(line, over)))
         }
     });
-    endpoint.connect_with_connector(connector).await.map_err(|e| {
+    let unconnected = |reason: String| Error::Connect { address: address.to_owned(), reason };
+    let channel = endpoint.connect_with_connector(connector).await.map_err(|e| {
         let mut reason = e.to_string();
         let mut source = std::error::Error::source(&e);
         while let Some(inner) = source {
             reason = inner.to_string();
             source = inner.source();
         }
-        Error::Connect { address: address.to_owned(), reason }
-    })
+        unconnected(reason)
+    })?;
+    // A peer that is frozen says nothing; whoever calls it has his own patience with it.
+    match tokio::time::timeout(FIRST_WORDS, first).await {
+        Ok(Ok(Err(reason))) => Err(unconnected(reason)),
+        _ => Ok(channel),
+    }
 }
 
 /// A socket that fails once its token is cancelled.

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio_rustls::TlsStream;
 
 /// What TLS records begin with: a handshake of a client, and the alert with which a server answers what it cannot read.
@@ -17,8 +18,8 @@ pub(crate) enum Line {
     /// TCP.
     Plain {
         stream: TcpStream,
-        /// Nothing was read yet.
-        fresh: bool,
+        /// Until something was read: who is told whether it was what it should be.
+        first: Option<First>,
     },
     /// TLS over TCP.
     Tls {
@@ -28,9 +29,42 @@ pub(crate) enum Line {
     },
 }
 
+/// Whom the first bytes of a plain line matter to.
+pub(crate) enum First {
+    /// Nobody but the line: it ends if they are wrong.
+    Unheard,
+    /// Who connects and wants to know why it will not do.
+    Told(oneshot::Sender<Result<(), String>>),
+}
+
+/// Why these first bytes of a plain line are not HTTP/2's, in a sentence about who sent them.
+fn fault(bytes: &[u8]) -> Option<String> {
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    const INADEQUATE_SECURITY: [u8; 4] = [0, 0, 0, 0xc];
+    if let Some(&(HANDSHAKE | ALERT)) = bytes.first() {
+        return Some("the other side speaks TLS, and this one does not".to_owned());
+    }
+    if bytes.starts_with(b"HTTP/") {
+        return Some("it does not speak HTTP/2".to_owned());
+    }
+    // A server that only takes TLS may say so with its first frames.
+    let (head, rest) = bytes.split_first_chunk::<9>()?;
+    let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+    let (next, rest) = rest.get(length..)?.split_first_chunk::<9>()?;
+    let (last, words) = rest.split_at_checked(8)?;
+    let refused = head[3] == SETTINGS && next[3] == GOAWAY && last[4..] == INADEQUATE_SECURITY;
+    refused.then(|| String::from_utf8_lossy(words).into_owned())
+}
+
 impl Line {
     pub(crate) fn plain(stream: TcpStream) -> Line {
-        Line::Plain { stream, fresh: true }
+        Line::Plain { stream, first: Some(First::Unheard) }
+    }
+
+    /// The same; `told` hears whether the other side speaks as it should.
+    pub(crate) fn plain_told(stream: TcpStream, told: oneshot::Sender<Result<(), String>>) -> Line {
+        Line::Plain { stream, first: Some(First::Told(told)) }
     }
 
     pub(crate) fn tls(stream: TlsStream<TcpStream>, ahead: &[u8]) -> Line {
@@ -49,17 +83,16 @@ impl Line {
 impl AsyncRead for Line {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Line::Plain { stream, fresh: false } => Pin::new(stream).poll_read(context, buffer),
-            Line::Plain { stream, fresh } => {
+            Line::Plain { stream, first: None } => Pin::new(stream).poll_read(context, buffer),
+            Line::Plain { stream, first } => {
                 let before = buffer.filled().len();
                 std::task::ready!(Pin::new(stream).poll_read(context, buffer))?;
-                *fresh = false;
-                Poll::Ready(match buffer.filled().get(before) {
-                    Some(&(HANDSHAKE | ALERT)) => {
-                        Err(io::Error::new(io::ErrorKind::InvalidData, "the other side speaks TLS, and this one does not"))
-                    }
-                    _ => Ok(()),
-                })
+                let fault = fault(buffer.filled().get(before..).unwrap_or_default());
+                if let Some(First::Told(told)) = first.take() {
+                    // Whoever wanted to know may have gone on.
+                    let _ = told.send(fault.clone().map_or(Ok(()), Err));
+                }
+                Poll::Ready(fault.map_or(Ok(()), |words| Err(io::Error::new(io::ErrorKind::InvalidData, words))))
             }
             Line::Tls { stream, ahead } if ahead.is_empty() => Pin::new(stream.as_mut()).poll_read(context, buffer),
             Line::Tls { ahead, .. } => {
@@ -109,6 +142,27 @@ impl AsyncWrite for Line {
         match self.get_mut() {
             Line::Plain { stream, .. } => Pin::new(stream).poll_shutdown(context),
             Line::Tls { stream, .. } => Pin::new(stream.as_mut()).poll_shutdown(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fault;
+
+    #[test]
+    fn what_is_no_http2_is_known_by_its_first_bytes() {
+        let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1];
+        let goaway = |code: u8| [&[0, 0, 10, 7, 0, 0, 0, 0, 0][..], &[0, 0, 0, 0], &[0, 0, 0, code], b"so"].concat();
+        assert_eq!(fault(&settings), None);
+        assert_eq!(fault(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), None);
+        assert_eq!(fault(&[&settings[..], &goaway(0)].concat()), None);
+        let refused = [&settings[..], &goaway(0xc)].concat();
+        assert_eq!(fault(&refused).unwrap(), "so");
+        assert!(fault(&[0x16, 3, 1]).unwrap().contains("TLS") && fault(&[0x15, 3]).unwrap().contains("TLS"));
+        assert!(fault(b"HTTP/1.1 400 Bad Request").unwrap().contains("HTTP/2"));
+        for end in 0..refused.len() {
+            assert!(fault(&refused[..end]).is_none_or(|words| words.len() < 2));
         }
     }
 }

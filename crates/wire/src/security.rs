@@ -4,10 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use crate::Error;
 use crate::line::Line;
 use crate::tls::{self, Door, Files, Keyring, Peer, Pem, Roles};
+
+/// Who waits for the first bytes of a connection.
+pub(crate) type Told = oneshot::Sender<Result<(), String>>;
 
 /// Plain TCP, or TLS. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -102,11 +106,17 @@ impl Security {
         }
     }
 
-    /// Makes a line of a connection to `host`.
-    pub(crate) async fn dialled(&self, stream: TcpStream, host: &str) -> io::Result<Line> {
-        match self {
-            Security::Plain => Ok(Line::plain(stream)),
-            Security::Tls { keyring, servers } => tls::connect(keyring, *servers, stream, host).await,
+    /// Makes a line of a connection to `host`; `told` hears what the other side's first bytes are.
+    pub(crate) async fn dialled(&self, stream: TcpStream, host: &str, told: Option<Told>) -> io::Result<Line> {
+        match (self, told) {
+            (Security::Plain, None) => Ok(Line::plain(stream)),
+            (Security::Plain, Some(told)) => Ok(Line::plain_told(stream, told)),
+            (Security::Tls { keyring, servers }, told) => {
+                let line = tls::connect(keyring, *servers, stream, host).await?;
+                // The handshake ended with them.
+                told.map(|told| told.send(Ok(())));
+                Ok(line)
+            }
         }
     }
 

@@ -43,6 +43,15 @@ pub fn retry_after(status: &Status) -> Option<Duration> {
     status.get_error_details().retry_info()?.retry_delay
 }
 
+/// What a caller sent, as far as it fits into an answer: the words of a status are a header, and headers are short.
+pub fn shown(text: &str) -> String {
+    const MOST: usize = 80;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
+}
+
 /// What a failed call failed of, as far down as anybody knows: tonic's own words for a broken connection say little.
 pub fn cause(status: &Status) -> String {
     let mut words = status.message().to_owned();
@@ -52,4 +61,16 @@ pub fn cause(status: &Status) -> String {
         source = inner.source();
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn an_answer_repeats_only_so_much_of_what_was_asked() {
+        assert_eq!(shown("janus"), "janus");
+        let long = "\u{e9}".repeat(1 << 20);
+        assert!(shown(&long).len() < 200 && shown(&long).ends_with("(2097152 bytes)"));
+    }
 }

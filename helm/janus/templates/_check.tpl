@@ -2,6 +2,7 @@
 {{- define "janus.check" -}}
 {{- $removed := dict
   "metricsPort" "metrics.port"
+  "apiKey" "operatorKey"
 }}
 {{- range $key, $now := $removed }}
 {{- if hasKey $.Values $key }}{{ fail (printf "%s was removed: set %s instead" $key $now) }}{{ end }}
@@ -23,6 +24,8 @@
 {{- if and .Values.externalEtcd.clientCertificate (not .Values.externalEtcd.tlsSecret) }}
 {{- fail "externalEtcd.clientCertificate needs externalEtcd.tlsSecret" }}
 {{- end }}
+{{- $jobs := .Values.coordinator.jobs }}
+{{- if and $jobs.url $jobs.claimName }}{{ fail "coordinator.jobs.url and coordinator.jobs.claimName: set one" }}{{ end }}
 {{- $names := list }}
 {{- range .Values.pools }}
 {{- if has .name $names }}{{ fail (printf "pools: two are called %s" .name) }}{{ end }}

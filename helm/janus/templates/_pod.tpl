@@ -245,6 +245,12 @@ spec:
         {{- if include "janus.tls" $root }}
         - {name: tls, mountPath: /etc/janus/tls, readOnly: true}
         {{- end }}
+        {{- if and (eq .role "coordinator") (include "janus.tls" $root) }}
+        - {name: operator, mountPath: /etc/janus/operator, readOnly: true}
+        {{- end }}
+        {{- if and (eq .role "coordinator") $root.Values.coordinator.jobs.claimName }}
+        - {name: jobs, mountPath: /var/lib/janus/jobs}
+        {{- end }}
         {{- if and .store (not $root.Values.etcd.bundled) }}
         {{- if $root.Values.externalEtcd.tlsSecret }}
         - {name: etcd-tls, mountPath: /etc/janus/etcd, readOnly: true}
@@ -262,6 +268,15 @@ spec:
     {{- if include "janus.tls" $root }}
     - name: tls
       secret: {secretName: {{ include "janus.tlsSecret" (dict "root" $root "role" .role) }}, defaultMode: 0440}
+    {{- end }}
+    {{- if and (eq .role "coordinator") (include "janus.tls" $root) }}
+    {{- include "janus.operatorVolume" $root | nindent 4 }}
+    {{- end }}
+    {{- if eq .role "coordinator" }}
+    {{- with $root.Values.coordinator.jobs.claimName }}
+    - name: jobs
+      persistentVolumeClaim: {claimName: {{ . }}}
+    {{- end }}
     {{- end }}
     {{- if and .store (not $root.Values.etcd.bundled) }}
     {{- with $root.Values.externalEtcd.tlsSecret }}

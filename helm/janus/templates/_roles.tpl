@@ -11,8 +11,29 @@
 - --spares={{ .Values.coordinator.spares }}
 - --kv-positions={{ .Values.coordinator.kvPositions }}
 - --log-every={{ .Values.coordinator.logEverySeconds }}
+{{- with include "janus.jobsUrl" . }}
+- --jobs={{ . }}
+- --jobs-window={{ $.Values.coordinator.jobs.window }}
+- --jobs-keep={{ $.Values.coordinator.jobs.keepDays }}
+{{- end }}
+{{- if include "janus.tls" . }}
+- --operator-key-file=/etc/janus/operator/key
+{{- end }}
 {{ include "janus.nodeArgs" . }}
 {{ include "janus.commonArgs" . }}
+{{- end }}
+
+{{- define "janus.jobsUrl" -}}
+{{- if .Values.coordinator.jobs.claimName }}file:///var/lib/janus/jobs{{ else }}{{ .Values.coordinator.jobs.url }}{{ end }}
+{{- end }}
+
+{{- define "janus.operatorSecret" -}}
+{{- default (printf "%s-operator" (include "janus.fullname" .)) .Values.operatorKey.existingSecret }}
+{{- end }}
+
+{{- define "janus.operatorVolume" -}}
+- name: operator
+  secret: {secretName: {{ include "janus.operatorSecret" . }}, defaultMode: 0440, items: [{key: {{ .Values.operatorKey.key }}, path: key}]}
 {{- end }}
 
 {{- define "janus.gatewayArgs" -}}

@@ -284,7 +284,7 @@ impl Run {
     fn drain(&self, node: String, reply: oneshot::Sender<Result<(), Status>>) {
         let known = self.setup.members.borrow().by_id.contains_key(&node);
         let Some(address) = self.address(&node).filter(|_| known) else {
-            let _ = reply.send(Err(Status::not_found(format!("no node `{node}` is in this cluster"))));
+            let _ = reply.send(Err(Status::not_found(format!("no node `{}` is in this cluster", status::shown(&node)))));
             return;
         };
         let (security, identity, fence) = (self.setup.security.clone(), self.setup.identity.clone(), self.setup.fence);

@@ -1,13 +1,12 @@
 //! Blobs: files that a tenant sent so that items can name them by their digest. A tenant sees its own alone.
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use janus_wire::hello::hex;
 use janus_wire::status::{self, invalid};
 use janus_wire::v1;
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
 use tonic::Status;
 
 use super::Error;
@@ -34,37 +33,49 @@ pub(super) async fn image(objects: &Objects, tenant: &str, digest: &Bytes) -> Re
     }
 }
 
+/// Why a blob is not taken.
+struct Refused(Status);
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Self {
+        Refused(status)
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Refused(status::unavailable(format!("the blob cannot be kept: {error}"), super::RETRY))
+    }
+}
+
 /// Takes a blob in: all `pieces`, of `size` bytes together. Returns its digest.
 pub(super) async fn receive(
     objects: &Objects,
     tenant: &str,
     size: u64,
-    mut pieces: BoxStream<'_, Result<Bytes, Status>>,
+    pieces: BoxStream<'_, Result<Bytes, Status>>,
 ) -> Result<[u8; 32], Status> {
     if size == 0 || size > MAX_BYTES {
         return Err(invalid("size", format!("must be from 1 to {MAX_BYTES} bytes")));
     }
     let temporary = format!("{FOLDER}/{tenant}/incoming-{}", random_hex(8));
-    let mut writer = objects.writer(&temporary);
-    let failed = |error: std::io::Error| status::unavailable(format!("the blob cannot be kept: {error}"), super::RETRY);
     let (mut hash, mut left) = (Sha256::new(), size);
-    let received = async {
-        while let Some(data) = pieces.try_next().await? {
-            let length = data.len() as u64;
-            if length > left {
-                return Err(invalid("data", format!("there are more than the {size} bytes that were announced")));
-            }
-            left -= length;
-            hash.update(&data);
-            writer.write_all(&data).await.map_err(failed)?;
+    let counted = pieces.map(|piece| {
+        let data = piece?;
+        let length = data.len() as u64;
+        if length > left {
+            return Err(Refused(invalid("data", format!("there are more than the {size} bytes that were announced"))));
         }
-        if left > 0 {
-            return Err(invalid("data", format!("{left} of {size} bytes are missing")));
-        }
-        writer.shutdown().await.map_err(failed)
-    };
-    if let Err(status) = received.await {
-        let _ = writer.abort().await;
+        left -= length;
+        hash.update(&data);
+        Ok(data)
+    });
+    let received = objects.write(&temporary, counted).await;
+    let whole = received.and_then(|()| match left {
+        0 => Ok(()),
+        left => Err(Refused(invalid("data", format!("{left} of {size} bytes are missing")))),
+    });
+    if let Err(Refused(status)) = whole {
         let _ = objects.delete(&temporary).await;
         return Err(status);
     }

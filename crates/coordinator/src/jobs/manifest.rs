@@ -1,9 +1,8 @@
 //! The manifest: sealed segments one after the other, and cancelled lines for what was never begun.
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use futures_util::{StreamExt, TryStreamExt};
-use tokio::io::AsyncWriteExt;
 
 use super::objects::Objects;
 use super::{Error, item, spool};
@@ -41,23 +40,5 @@ pub(super) fn lines(job: &Objects, first: u32, sealed: u32, segments: u32) -> Bo
 
 /// Puts the manifest in its place, whole.
 pub(super) async fn write(job: &Objects, output: &Objects, segments: u32, sealed: u32) -> Result<(), Error> {
-    let mut writer = output.writer(MANIFEST);
-    let failed = |error: std::io::Error| Error::Object {
-        object: format!("{}/{MANIFEST}", output.url()),
-        reason: error.to_string(),
-        passing: true,
-    };
-    let mut lines = lines(job, 0, sealed, segments);
-    let copied = async {
-        while let Some(bytes) = lines.try_next().await? {
-            writer.write_all(&bytes).await.map_err(failed)?;
-        }
-        writer.shutdown().await.map_err(failed)
-    };
-    let copied = copied.await;
-    if copied.is_err() {
-        // Parts that were sent would stay, and cost.
-        let _ = writer.abort().await;
-    }
-    copied
+    output.write(MANIFEST, lines(job, 0, sealed, segments)).await
 }

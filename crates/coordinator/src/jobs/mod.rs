@@ -38,6 +38,7 @@
 //! next finds one of these states, and goes on; what was computed and not committed is computed again from its token log,
 //! with the same bits.
 
+mod blob_service;
 mod blobs;
 pub mod course;
 mod engine;
@@ -53,9 +54,11 @@ mod state;
 mod sweep;
 
 use std::collections::{BTreeMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use janus_cluster::{Committed, Keys, Store, Txn};
 use tokio::sync::{Notify, RwLock, Semaphore};
 use tokio::task::JoinSet;
@@ -83,6 +86,8 @@ const RUNNING_EACH: usize = 2;
 const CREATING: usize = 4;
 /// Blobs that come in at once.
 const UPLOADS: usize = 8;
+/// A job whose run broke, which is a mistake of ours, is begun again after this.
+const BROKEN: Duration = Duration::from_secs(30);
 /// Pause before the store is asked again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -226,7 +231,18 @@ async fn dispatch(shared: Arc<Shared>) {
         for (name, job) in waiting(&shared, &running).await {
             running.insert(name.clone());
             let shared = shared.clone();
-            runs.spawn(async move { (name, runner::run(shared, job).await) });
+            runs.spawn(async move {
+                let ended = AssertUnwindSafe(runner::run(shared, job)).catch_unwind().await;
+                let ended = match ended {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        tracing::error!(job = name.1, "a job's run broke; it is tried again");
+                        tokio::time::sleep(BROKEN).await;
+                        Ok(())
+                    }
+                };
+                (name, ended)
+            });
         }
         tokio::select! {
             () = shared.wake.notified() => {}

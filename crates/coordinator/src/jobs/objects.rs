@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use janus_cluster::{Committed, Keys, Store, Txn};
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, PutPayload};
+use tokio::io::AsyncWriteExt;
 use url::Url;
 
 use super::Error;
@@ -184,9 +185,34 @@ impl Objects {
         }
     }
 
-    /// Writes a large object; it is there, whole, after the writer's shutdown.
-    pub fn writer(&self, name: &str) -> BufWriter {
-        BufWriter::with_capacity(self.store.clone(), self.at(name), WRITE).with_max_concurrency(2)
+    /// Writes a large object, in place of what is there: it is whole, or not there. The first error of `pieces` ends it.
+    ///
+    /// # Errors
+    /// That of `pieces`; [`Error::Object`].
+    pub async fn write<E: From<Error>>(
+        &self,
+        name: &str,
+        mut pieces: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    ) -> Result<(), E> {
+        let mut writer = BufWriter::with_capacity(self.store.clone(), self.at(name), WRITE).with_max_concurrency(2);
+        let failed = |error: std::io::Error| Error::Object {
+            object: format!("{}/{name}", self.url),
+            reason: error.to_string(),
+            passing: true,
+        };
+        let sent = async {
+            while let Some(bytes) = pieces.try_next().await? {
+                writer.write_all(&bytes).await.map_err(failed)?;
+            }
+            Ok::<(), E>(())
+        };
+        if let Err(error) = sent.await {
+            // Parts that were sent would stay, and cost.
+            let _ = writer.abort().await;
+            return Err(error);
+        }
+        // A writer that is being shut down cannot be aborted any more.
+        Ok(writer.shutdown().await.map_err(failed)?)
     }
 
     /// Gives an object another name.

@@ -124,7 +124,7 @@ fn prompt(shared: &Shared, tenant: &str, request: &v1::ChatRequest) -> Result<(P
                 other => {
                     return Err(status::invalid(
                         &format!("messages[{i}].role"),
-                        format!("`{other}` is not system, user or assistant"),
+                        format!("`{}` is not system, user or assistant", status::shown(other)),
                     ));
                 }
             };

@@ -38,7 +38,7 @@ pub(crate) struct Certs {
     #[arg(long, value_name = "HOST|IP[,..]", value_delimiter = ',', default_value = "localhost,127.0.0.1,::1")]
     pub(crate) host: Vec<String>,
     /// Days until it expires
-    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(0..=36_500))]
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub(crate) days: u32,
     /// Print one JSON object on stdout
     #[arg(long)]

@@ -4,8 +4,8 @@ use indicatif::ProgressBar;
 use janus_model::image::{Rgb8, encode_png};
 use janus_wire::v1;
 
-use super::{Options, Progress, Settings, Subject, measure};
-use crate::args::{Eval, EvalShapes, Suite};
+use super::{Options, Progress, Settings, Subject, files, measure};
+use crate::args::{Asking, Eval, EvalShapes, Suite};
 use crate::failure::Outcome;
 use crate::local::Needs;
 use crate::session::Session;
@@ -20,6 +20,11 @@ const ANSWER_TOKENS: u32 = 8;
 pub(crate) fn run(args: Eval) -> Outcome {
     match args.suite {
         Suite::Shapes(args) => shapes(args),
+        Suite::Geneval(args) => files::paint(args, true),
+        Suite::Pictures(args) => files::paint(args, false),
+        Suite::Pope(args) => files::answer(args, Asking::Pope),
+        Suite::Mme(args) => files::answer(args, Asking::Mme),
+        Suite::Vqav2(args) => files::answer(args, Asking::Vqav2),
     }
 }
 

@@ -5,14 +5,21 @@
 //! ([`layout`]) go through the VQ encoder and decoder and are looked at too, which bounds what any painter using that
 //! codebook could reach. [`report`] counts it up and [`table`] prints GenEval's table and POPE's figures.
 //!
+//! Real benchmarks have scorers of their own: [`files`] reads their prompts and questions ([`prompts`], [`questions`]) and writes
+//! what those read.
+//!
 //! What is measured stands behind [`Subject`], so that nothing here cares where the model runs; [`drive`] puts the
 //! engine of this process there.
 
+mod crew;
 mod drive;
+mod files;
 #[cfg(test)]
 mod fixtures;
 mod layout;
 mod look;
+mod prompts;
+mod questions;
 mod report;
 mod scene;
 mod score;

@@ -92,7 +92,7 @@ async fn fetch(
     mut take: impl FnMut(&str, &[u8]) -> Outcome,
 ) -> Outcome<bool> {
     let before = *at;
-    let done = client
+    client
         .call(async |mut jobs| {
             let request = ResultsRequest { job: job.to_owned(), first: *at, data };
             let mut results = jobs.results(signed(request)).await?.into_inner();
@@ -123,8 +123,7 @@ async fn fetch(
                 }
             }
         })
-        .await?;
-    done
+        .await?
 }
 
 #[cfg(test)]

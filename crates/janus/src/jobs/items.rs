@@ -1,6 +1,7 @@
 //! Files of items: one JSON object a line. A file is read twice, line by line: first to find every mistake in it before
 //! anything is sent, then to send it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -179,9 +180,9 @@ pub(crate) fn survey(path: &Path) -> Outcome<Survey> {
         survey.paints |= line.prompt.is_some();
         survey.asks |= line.images.as_ref().is_some_and(|images| !images.is_empty());
         for file in line.images.into_iter().flatten() {
-            if !survey.files.contains_key(&file) {
-                let blob = blob(path, &file).map_err(|what| items.mistake(what))?;
-                survey.files.insert(file, blob);
+            if let Entry::Vacant(place) = survey.files.entry(file) {
+                let blob = blob(path, place.key()).map_err(|what| items.mistake(what))?;
+                place.insert(blob);
             }
         }
         seen.insert(line.id);

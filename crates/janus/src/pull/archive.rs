@@ -8,7 +8,7 @@ use crate::failure::{Failure, Outcome};
 use crate::local::broken;
 
 /// What is fetched from the end at first: the directory of 1,000 tensors has 80 KB.
-const TAIL: u64 = 256 << 10;
+const TAIL: u64 = 128 << 10;
 /// Longest directory.
 const MAX_DIRECTORY: u64 = 16 << 20;
 const END: [u8; 4] = *b"PK\x05\x06";

@@ -28,7 +28,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Ranges closer than this are asked for as one.
 const GAP: u64 = 64 << 10;
 /// What is fetched while the header's length is not known yet.
-const GUESS: u64 = 256 << 10;
+const GUESS: u64 = 128 << 10;
 
 /// Layers, as they were asked for.
 #[derive(Debug, Clone, Copy)]

@@ -10,6 +10,7 @@
 //! Processes of one machine may share it: who fetches a tensor holds a lock on its incomplete file.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -43,8 +44,9 @@ impl Folder {
 
     /// Files of a manifest in a folder that nobody else sees yet.
     pub(super) fn draft(cache: &Path, manifest: &ManifestResponse) -> Result<Folder, Error> {
-        let folder = Folder(cache.join(format!(".draft-{}", std::process::id())));
-        let _ = fs::remove_dir_all(&folder.0);
+        // Containers that share a cache may share process ids, too.
+        let number = RandomState::new().build_hasher().finish();
+        let folder = Folder(cache.join(format!(".draft-{number:016x}")));
         let tensors = folder.0.join("tensors");
         fs::create_dir_all(&tensors).map_err(|e| cannot(&tensors, e))?;
         manifest::write_files(manifest, &folder.0)?;

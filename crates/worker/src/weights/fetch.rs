@@ -217,8 +217,8 @@ impl Fetched {
         }
         let tensor = self.tensors.get(name).ok_or_else(|| Error::Weights(format!("the model has no tensor `{name}`")))?;
         let place = match self.local.as_ref().filter(|local| local.holds(&tensor.tensor)) {
-            Some(local) => match local.tensor_digest(&tensor.tensor)? {
-                found if found == (tensor.dtype, tensor.digest) => Place::Local,
+            Some(local) => match local.tensor_digest(&tensor.tensor) {
+                Ok(found) if found == (tensor.dtype, tensor.digest) => Place::Local,
                 _ => {
                     let place = local.files.display();
                     tracing::warn!(tensor = name, place, "a tensor on the disk is not the cluster's; it is fetched");
