@@ -6,7 +6,11 @@ import { get } from "./api.js";
 const LINES = 50;
 
 const text = (tag, className, words) => Object.assign(document.createElement(tag), { className, textContent: words });
-const layers = ([first, end]) => (end > first ? `layers ${first}–${end - 1}` : "");
+
+function layers([first, end]) {
+  if (end <= first) return "";
+  return end - first === 1 ? `layer ${first}` : `layers ${first}–${end - 1}`;
+}
 
 /** Dots that run along the stages, as fast as microbatches do. */
 class Track {
@@ -18,10 +22,13 @@ class Track {
     this.last = 0;
   }
 
-  /** Microbatches a second, through so many stages. */
-  set(rate, stages) {
-    this.rate = rate;
+  /** Microbatches that were sent in so many seconds, through so many stages. */
+  set(sent, seconds, stages) {
     this.stages = Math.max(1, stages);
+    // Over about a second: a slow pipeline sends none between two looks.
+    const weight = Math.min(1, seconds);
+    this.rate += weight * (sent / seconds - this.rate);
+    if (this.rate < 0.2) this.rate = 0;
   }
 
   draw(now) {
@@ -94,10 +101,11 @@ export function cluster(section) {
     }
   }
 
-  function drawPipeline(pipeline, rate, members) {
+  function drawPipeline(pipeline, sent, seconds, members) {
     if (!tracks.has(pipeline.id)) tracks.set(pipeline.id, new Track());
     const track = tracks.get(pipeline.id);
-    track.set(rate, pipeline.stages.length);
+    if (seconds > 0) track.set(sent, seconds, pipeline.stages.length);
+    const { rate } = track;
     const box = text("div", "pipeline", "");
     box.dataset.state = pipeline.state;
     const head = text("div", "row", "");
@@ -144,8 +152,9 @@ export function cluster(section) {
     const drawn = now.pipelines.map((pipeline) => {
       const was = before?.pipelines.find((other) => other.id === pipeline.id);
       const seconds = before ? (now.at - before.at) / 1000 : 0;
-      const rate = was && seconds > 0 ? Math.max(0, (pipeline.microbatches - was.microbatches) / seconds) : 0;
-      return drawPipeline(pipeline, rate, members);
+      // After a change of coordinators they are counted from 0 again.
+      const sent = was ? Math.max(0, pipeline.microbatches - was.microbatches) : 0;
+      return drawPipeline(pipeline, sent, seconds, members);
     });
     pipelines.replaceChildren(...drawn);
     nodes.replaceChildren(...now.members.map(drawNode));
