@@ -360,7 +360,12 @@ class Paint(threading.Thread):
         return self.done
 
 
+KEPT = []
+
+
 def step(what):
+    """A promise that was kept."""
+    KEPT.append(what)
     print(f"{time.monotonic() - STARTED:6.1f} s  {what}", flush=True)
 
 
@@ -378,7 +383,7 @@ def main():
             promises(Cluster(engine, folder, VALUES))
         finally:
             engine.stop()
-    print("7 passed, 0 failed")
+    print(f"{len(KEPT)} passed, 0 failed")
 
 
 def promises(cluster):
