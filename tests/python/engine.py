@@ -53,7 +53,7 @@ class Engine:
         self.daemon = subprocess.Popen(["dockerd", "-H", f"unix://{folder}/docker.sock", *flags], env=self.environment,
                                        stdout=self.log, stderr=self.log)
         until("the engine answers", self.answers)
-        self.docker("network", "create", "--internal", "--subnet", "10.77.0.0/16", "pods")
+        self.docker("network", "create", "--subnet", "10.77.0.0/16", "pods")
 
     def answers(self):
         if self.daemon.poll() is not None:
@@ -88,7 +88,8 @@ class Engine:
                     (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(library, root / library[1:])
         (root / "etc").mkdir(parents=True, exist_ok=True)
-        (root / "tmp").mkdir(mode=0o1777, exist_ok=True)
+        (root / "tmp").mkdir(exist_ok=True)
+        (root / "tmp").chmod(0o1777)
         (root / "etc/passwd").write_text("nonroot:x:65532:65532::/tmp:/sbin/nologin\n")
         return root
 
