@@ -27,7 +27,7 @@ const MAX_PICTURES: usize = 64;
 #[allow(dead_code, reason = "what has no effect is read too, or it would be refused")]
 pub(crate) struct ChatRequest {
     /// What was said so far.
-    #[schema(required = true, nullable = false, min_items = 1)]
+    #[schema(required = true, nullable = false)]
     pub(crate) messages: Option<Vec<Message>>,
     /// The model that is served, or nothing.
     pub(crate) model: Option<String>,
@@ -82,7 +82,6 @@ pub(crate) struct ChatRequest {
     /// Nothing but an empty one.
     pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
     /// Nothing but an empty list.
-    #[schema(max_items = 0)]
     pub(crate) tools: Option<Vec<Value>>,
     /// Without effect: there are no tools to choose from.
     pub(crate) tool_choice: Option<ToolChoice>,
