@@ -5,7 +5,7 @@ Promises, in order: certificates come from the chart's Job; every probe passes; 
 gateway answers; a killed stage costs time and no bit; all roles are replaced under load and no request fails; etcd's snapshot brings a
 cluster back.
 
-JANUS is the program, JANUS_OTHER (if set) another build of it that is upgraded from, JANUS_DOCKER a folder with dockerd,
+JANUS is the program, JANUS_DOCKER a folder with dockerd,
 JANUS_ETCD a folder with etcd, etcdctl and etcdutl.
 """
 
