@@ -8,6 +8,7 @@ use janus_wire::v1::{self, MemberStatus, StatusResponse};
 use tonic::{Request, Response, Status};
 
 use crate::DriverHandle;
+use crate::auth::Caller;
 use crate::conduct::Standing;
 use crate::front::{pipeline, requests};
 
@@ -58,6 +59,7 @@ impl Cluster for Alone {
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        Caller::of(&request).operator()?;
         let node = request.into_inner().node;
         match self.0.members.iter().any(|m| m.id == node) {
             true => Err(Status::failed_precondition(format!(

@@ -41,8 +41,9 @@ use crate::worker::read_bandwidth;
 
 /// What the cluster inside one process is called.
 const CLUSTER: &str = "local";
-/// Units open at once in one pipeline.
-pub(crate) const SLOTS: usize = 512;
+/// Units open at once in one pipeline. So many rows are bound by arithmetic on any machine: more of them would all be slower, and
+/// none would be done earlier.
+pub(crate) const SLOTS: usize = 64;
 /// Units that may wait.
 pub(crate) const QUEUE: usize = 1024;
 /// Decode rows that fill a microbatch: from about here on, a step is bound by arithmetic and no longer by memory.
