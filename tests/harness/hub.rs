@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -15,6 +16,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio_stream::StreamExt;
 
 pub const REPO: &str = "acme/Janus-Tiny";
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -60,6 +62,9 @@ pub struct Inside {
     pub terse: bool,
     cdn: String,
 }
+
+/// Between the last byte of an answer and the cut.
+const MOMENT: Duration = Duration::from_millis(300);
 
 type Shared = Arc<Mutex<Inside>>;
 
@@ -278,8 +283,15 @@ async fn cdn(State(inside): State<Shared>, request: Request) -> Response {
         return (status, headers, length, bytes).into_response();
     }
     let sent = Bytes::from(bytes).slice(..cut);
-    let pieces = [Ok(sent), Err(std::io::Error::other("the line is cut"))];
-    (status, headers, length, Body::from_stream(tokio_stream::iter(pieces))).into_response()
+    let pieces = tokio_stream::iter([Ok(sent), Err(std::io::Error::other("the line is cut"))]);
+    // A cut throws away what was not sent yet, and nobody can tell when that is: the line holds a moment longer.
+    let body = pieces.then(async |piece| {
+        if piece.is_err() {
+            tokio::time::sleep(MOMENT).await;
+        }
+        piece
+    });
+    (status, headers, length, Body::from_stream(Box::pin(body))).into_response()
 }
 
 fn range(headers: &HeaderMap, size: usize) -> Option<(usize, usize)> {

@@ -208,8 +208,9 @@ impl Cluster for Front {
 
     async fn describe_problem(
         &self,
-        _: Request<v1::DescribeProblemRequest>,
+        request: Request<v1::DescribeProblemRequest>,
     ) -> Result<Response<v1::DescribeProblemResponse>, Status> {
+        Caller::of(&request).operator()?;
         let reign = self.reign()?;
         let problem = reign.conductor.question().await;
         let problem = problem.ok_or_else(|| unavailable("this coordinator does not lead any more", RETRY))?;

@@ -24,6 +24,8 @@ const FLUSH: Duration = Duration::from_secs(5);
 pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
     let security = args.tls.security()?;
     check_listen(&args.listen, args.insecure, &security)?;
+    // An authority alone is enough to ask with, and not to be asked.
+    janus_wire::server(&security).map_err(Failure::mistake)?;
     let gateway = counted(open(args.endpoint, args.door, security.clone())?, telemetry);
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;

@@ -28,7 +28,7 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     gateway::open(args.listen.clone(), args.door.clone(), security.clone())?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     if args.state.is_none() {
-        eprintln!("janus: jobs are forgotten when this process ends; --state DIR keeps them");
+        tracing::warn!("jobs are forgotten when this process ends; --state DIR keeps them");
     }
     let options = Options {
         listen: args.listen,
@@ -110,7 +110,7 @@ pub(crate) fn check_credentials(listen: &str, insecure: bool, key: Option<&str>)
         Some(_) => Ok(()),
         None => {
             if key.is_none() {
-                eprintln!("janus: no keys are asked for: whoever is on this machine may do everything");
+                tracing::warn!("no keys are asked for: whoever is on this machine may do everything");
             }
             Ok(())
         }

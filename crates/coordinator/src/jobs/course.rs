@@ -77,10 +77,7 @@ pub enum Action {
     /// Seal a segment; with it, so many items of the job have ended.
     Seal(u32, Tally),
     /// Nothing is left to do; the job was cancelled, or is complete.
-    Finish {
-        /// It was cancelled.
-        cancelled: bool,
-    },
+    Finish,
 }
 
 #[derive(Debug)]
@@ -221,7 +218,7 @@ impl Course {
         }
         if self.sealed >= self.until {
             self.finished = true;
-            actions.push(Action::Finish { cancelled: self.cancelled });
+            actions.push(Action::Finish);
         }
     }
 
@@ -318,7 +315,7 @@ mod tests {
         assert_eq!(course.step(Event::Ended(at(0, 0), End::Succeeded)), [Action::Commit(vec![at(0, 0)])]);
         assert_eq!(course.step(Event::Committed), [Action::Seal(0, Tally { succeeded: 2, failed: 0 })]);
         assert_eq!(course.step(Event::Sealed), [Action::Seal(1, Tally { succeeded: 3, failed: 1 })]);
-        assert_eq!(course.step(Event::Sealed), [Action::Finish { cancelled: false }]);
+        assert_eq!(course.step(Event::Sealed), [Action::Finish]);
     }
 
     #[test]
@@ -346,6 +343,6 @@ mod tests {
         assert_eq!(course.step(Event::Sealed), []);
         let third = Event::Opened { segment: 2, items: vec![1], committed: vec![(0, End::Succeeded)] };
         assert_eq!(course.step(third), [Action::Seal(2, Tally { succeeded: 1, failed: 0 })]);
-        assert_eq!(course.step(Event::Sealed), [Action::Finish { cancelled: true }]);
+        assert_eq!(course.step(Event::Sealed), [Action::Finish]);
     }
 }

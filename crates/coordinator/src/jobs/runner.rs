@@ -82,7 +82,7 @@ async fn drive(shared: &Arc<Shared>, job: &Arc<Tracked>, record: &JobRecord) -> 
         while let Some(event) = events.pop_front() {
             for action in course.step(event) {
                 match action {
-                    Action::Finish { cancelled } => return run.work.finish(cancelled, course.tally()).await,
+                    Action::Finish => return run.work.finish(course.tally()).await,
                     action => run.act(action),
                 }
             }
@@ -166,7 +166,7 @@ impl Run {
                 let bytes = segment.results.iter().flatten().map(|result| result.bytes).sum();
                 self.tasks.spawn(async move { work.seal(number, lines.into(), tally, bytes).await });
             }
-            Action::Finish { .. } => {}
+            Action::Finish => {}
         }
     }
 
@@ -236,7 +236,7 @@ impl Work {
     }
 
     /// The manifest, and then the end.
-    async fn finish(&self, cancelled: bool, tally: Tally) -> Result<(), Error> {
+    async fn finish(&self, tally: Tally) -> Result<(), Error> {
         let sealed = self.job.record().await.sealed;
         let (segments, folder, output) = (self.record.segments, &self.folder, &self.output);
         patiently("a manifest", || manifest::write(folder, output, segments, sealed)).await?;
@@ -245,7 +245,8 @@ impl Work {
         let left = self.record.total - tally.succeeded - tally.failed;
         let results = self.shared.keys.results(&self.record.id);
         let change = |record: &mut JobRecord| {
-            record.status = if cancelled && left > 0 { Status::Cancelled } else { Status::Succeeded };
+            // Nothing but a cancel leaves anything, this coordinator's or one that was sealed before it.
+            record.status = if left > 0 { Status::Cancelled } else { Status::Succeeded };
             (record.cancelled, record.ended) = (left, now_unix_ms());
         };
         self.shared.amend(&self.job, |txn| txn.delete_prefix(&results), change).await
