@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
 /// Seeds that once failed: all when a manifest could not be written at first, and its writer was aborted once more.
-const REMEMBERED: &[u64] = &[3, 126, 226, 231, 325, 424];
+const REMEMBERED: &[u64] = &[3, 126, 226, 231, 325, 424, 826];
 /// Histories of a run in CI.
 const SEEDS: u64 = 2_000;
 /// Processes of one history that are killed; the next one lives.
@@ -234,11 +234,12 @@ fn history(seed: u64) -> (u64, usize) {
             assert_eq!(*known.get_or_insert(job.id.clone()), job.id, "seed {seed}: the job was lost");
             if wants_cancel {
                 tokio::time::sleep(Duration::from_millis(before)).await;
+                // From here on it may be cancelled, whether anybody lives to say so or not.
+                cancelled = true;
                 let request = || Request::new(v1::CancelJobRequest { job: job.id.clone() });
                 while let Err(status) = jobs.cancel(request()).await {
                     assert_eq!(status.code(), tonic::Code::Unavailable, "seed {seed}: {status:?}");
                 }
-                cancelled = true;
             }
             if zombie {
                 // It is deposed and does not know; both go on.
