@@ -28,6 +28,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 const STEADY: Duration = Duration::from_secs(10);
 /// A part that was asked to end does it within this.
 const GRACE: Duration = Duration::from_secs(5);
+/// Parts of an earlier run that was killed are gone within this.
+const LEAVING: Duration = Duration::from_secs(3);
 /// How often a cluster is asked whether it is ready.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -159,7 +161,7 @@ async fn supervise(args: Up, etcd: PathBuf, state: PathBuf) -> Outcome {
 
 /// Runs a part, again and again, until `over`. It gives up only on what no restart can mend: a mistake in its arguments.
 async fn keep(part: Part, over: CancellationToken) -> Outcome {
-    let mut pause = PAUSE.0;
+    let (mut pause, mut lived) = (PAUSE.0, false);
     loop {
         let begun = Instant::now();
         let mut child = start(&part)?;
@@ -170,7 +172,9 @@ async fn keep(part: Part, over: CancellationToken) -> Outcome {
                 return Ok(());
             }
         };
-        if status.code() == Some(2) {
+        lived |= begun.elapsed() > STEADY;
+        // What worked once is no mistake; a port, say, is free again soon.
+        if status.code() == Some(2) && !lived {
             return Err(Failure::mistake(format!("{} cannot run with what it was given; see above", part.name)));
         }
         if begun.elapsed() > STEADY {
@@ -363,9 +367,24 @@ async fn coordinator_addresses(args: &Up) -> Outcome<Vec<SocketAddr>> {
         let port = if first.port() == 0 { 0 } else { first.port().saturating_add(i) };
         let address = SocketAddr::new(first.ip(), port).to_string();
         // Taken ports are known before anything is started.
-        taken.push(Listener::bind(&address).await.map_err(|e| Failure::mistake(format!("--listen {}: {e}", args.listen)))?);
+        taken.push(bind(&address).await.map_err(|e| Failure::mistake(format!("--listen {}: {e}", args.listen)))?);
     }
     Ok(taken.iter().map(Listener::address).collect())
+}
+
+/// A port; one that is taken may be that of an earlier run's part which is about to end.
+async fn bind(address: &str) -> Result<Listener, janus_wire::Error> {
+    let until = Instant::now() + LEAVING;
+    loop {
+        match Listener::bind(address).await {
+            Err(janus_wire::Error::Listen { source, .. })
+                if source.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < until =>
+            {
+                tokio::time::sleep(POLL).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Where the parts' metrics are, one after the other.
