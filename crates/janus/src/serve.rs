@@ -19,7 +19,10 @@ const GRACE: Duration = Duration::from_secs(60);
 pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     let security = args.tls.security()?;
     check_listen(&args.listen, args.insecure, &security)?;
+    // An authority alone is enough to ask with, and not to be asked.
+    janus_wire::server(&security).map_err(Failure::mistake)?;
     let operator = args.credentials.load()?;
+    let (keyed, lasting) = (operator.is_some(), args.state.is_some());
     check_credentials(&args.listen, args.insecure, operator.as_deref())?;
     if let Some(http) = &args.http {
         gateway::check(http, args.insecure, &security)?;
@@ -27,9 +30,6 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     // What is wrong with its flags is known before minutes of loading.
     gateway::open(args.listen.clone(), args.door.clone(), security.clone())?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
-    if args.state.is_none() {
-        tracing::warn!("jobs are forgotten when this process ends; --state DIR keeps them");
-    }
     let options = Options {
         listen: args.listen,
         model: args.here.model,
@@ -65,6 +65,7 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
             }
         };
         telemetry.announce();
+        tell(keyed, lasting);
         signals.any().await;
         eprintln!("janus: finishing what runs; a second signal ends it at once");
         let finish = async {
@@ -107,13 +108,17 @@ pub(crate) fn check_credentials(listen: &str, insecure: bool, key: Option<&str>)
              (--operator-key-file, JANUS_OPERATOR_KEY), say --insecure if everybody there is trusted, or listen on 127.0.0.1",
             address.ip()
         ))),
-        Some(_) => Ok(()),
-        None => {
-            if key.is_none() {
-                tracing::warn!("no keys are asked for: whoever is on this machine may do everything");
-            }
-            Ok(())
-        }
+        _ => Ok(()),
+    }
+}
+
+/// Says what follows from having no key and no place, where an operator reads it.
+fn tell(operator: bool, state: bool) {
+    if !operator {
+        tracing::warn!("no keys are asked for: whoever is on this machine may do everything");
+    }
+    if !state {
+        tracing::warn!("jobs are forgotten when this process ends; --state DIR keeps them");
     }
 }
 
