@@ -229,8 +229,14 @@ impl Scheduler {
     /// Gives a unit's slot back on every stage.
     fn release(&mut self, id: UnitId) -> Option<Active> {
         let unit = self.active.remove(&id)?;
-        let op = Some(slot_op::Op::Close(slot_op::Close {}));
-        self.ops.push(SlotOp { slot: unit.slot as u32, generation: unit.generation, op });
+        let (slot, generation) = (unit.slot as u32, unit.generation);
+        let mine = |op: &SlotOp| (op.slot, op.generation) == (slot, generation);
+        // Stages that have not heard of it need not hear of its end; so operations on a slot are few in every frame.
+        if self.ops.iter().any(mine) {
+            self.ops.retain(|op| !mine(op));
+        } else {
+            self.ops.push(SlotOp { slot, generation, op: Some(slot_op::Op::Close(slot_op::Close {})) });
+        }
         self.free.push(unit.slot);
         self.kv_used -= unit.spec.kv_positions();
         Some(unit)
