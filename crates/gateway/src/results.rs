@@ -115,7 +115,9 @@ mod tests {
         assert!(results.get(&first).is_none() && results.get(&second).is_some());
         tokio::time::advance(KEEP + Duration::from_secs(1)).await;
         assert!(results.get(&third).is_none());
-        assert_eq!((results.lock().bytes, results.lock().order.len()), (0, 0));
+        let left = results.lock();
+        assert_eq!((left.bytes, left.order.len()), (0, 0));
+        drop(left);
         // Larger than everything: it is not kept at all.
         assert!(results.get(&keep(11)).is_none());
     }
