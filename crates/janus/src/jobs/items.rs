@@ -233,7 +233,7 @@ mod tests {
             (r#"{"id":"b","prompt":"y","cfg_weight":-1}"#, "cfg_weight: must be"),
             (r#"{"id":"b","prompt":"y","temperature":-1}"#, "temperature: must be"),
             (r#"{"id":"b","question":"y","images":["no-such.png"]}"#, "no-such.png"),
-            (r#"["b"]"#, "missing field"),
+            (r#"["b"]"#, "invalid length"),
             ("not JSON", "expected"),
         ] {
             let failure = survey_of(&format!("{good}{line}\n")).unwrap_err();

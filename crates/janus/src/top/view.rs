@@ -261,8 +261,6 @@ painter-0 serving  encoder,decod -       -        3.0 GiB  10.0.0.7:7071
 
 
 
-
-
 q quit";
         let drawn = screen(&watch, 80, 24);
         assert_eq!(drawn, expected.trim_end(), "\n{drawn}");
