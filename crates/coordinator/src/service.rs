@@ -328,14 +328,16 @@ impl Shared {
                 )));
             }
             Joined::Known(reader) => {
-                reader.record.accepted().await;
+                reader.record.accepted().await?;
                 return Ok(reader);
             }
             Joined::New(reader) => reader,
         };
         let asked = specs.iter().filter(|spec| spec.kind != Kind::Text).count() as u64;
-        // Over a quota the reader leaves again, and nothing is left of the request.
-        self.tenants.admit(tenant, asked, || self.requests.unfinished(tenant))?;
+        // Over a quota its readers leave again, and nothing is left of the request.
+        self.tenants
+            .admit(tenant, asked, || self.requests.unfinished(tenant))
+            .inspect_err(|status| reader.record.refuse(status))?;
         let (shared, tenant, mine) = (self.clone(), tenant.to_owned(), reader.another());
         // A caller that goes away meanwhile does not end this: others may have joined.
         let begin = async move {
