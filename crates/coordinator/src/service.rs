@@ -36,6 +36,7 @@ use crate::schedule::{Share, UnitId, UnitSpec};
 use crate::tenants::Tenants;
 
 mod chat;
+mod encoded;
 mod paint;
 mod palette;
 mod partial;
@@ -100,6 +101,7 @@ struct Shared {
     decoders: Pool<DecoderClient<Channel>>,
     /// What each code looks like, once a decoder said so.
     palette: OnceCell<Bytes>,
+    encoded: encoded::Encoded,
     ledger: Option<Ledger>,
     tenants: Tenants,
     draining: CancellationToken,
@@ -148,6 +150,7 @@ impl Coordinator {
             encoders: Pool::encoders(encoders, &security, patience),
             decoders: Pool::decoders(decoders, &security, patience),
             palette: OnceCell::new(),
+            encoded: encoded::Encoded::default(),
             // The canary of every pipeline is 0.
             next_unit: AtomicU64::new(1),
             requests: Requests::default(),
@@ -413,6 +416,12 @@ impl Shared {
             let (tenant, pictures, record) = (tenant.clone(), pictures.clone(), record.clone());
             let again = async move {
                 let home = record.look(index, |p| p.home).unwrap_or_default();
+                if let Some(first) = shared.first_stage(home) {
+                    let gone = |picture: &Blob| {
+                        shared.encoded.gone(&first.address, &crate::images::feature_handle(&tenant, &picture.digest));
+                    };
+                    pictures.iter().for_each(gone);
+                }
                 match shared.understand(&tenant, &pictures, home).await {
                     Ok(()) => shared.drivers[home].features_ready(unit).await,
                     Err(error) => {
@@ -427,25 +436,35 @@ impl Shared {
         })
     }
 
+    fn first_stage(&self, home: usize) -> Option<crate::pipeline::StageNode> {
+        self.drivers[home].placed().and_then(|placement| placement.stages.first().cloned())
+    }
+
     /// Has the features of all pictures at the first stage of a pipeline.
     async fn understand(&self, tenant: &str, pictures: &[Blob], home: usize) -> Result<(), Status> {
         for picture in pictures {
+            let handle = crate::images::feature_handle(tenant, &picture.digest);
+            if self.first_stage(home).is_some_and(|first| self.encoded.has(&first.address, &handle)) {
+                continue;
+            }
             let request = v1::UnderstandRequest {
                 hello: Some(self.hello()),
                 image: picture.data.clone(),
-                handle: crate::images::feature_handle(tenant, &picture.digest),
+                handle: handle.clone(),
                 ..v1::UnderstandRequest::default()
             };
             let call = self.encoders.call(|mut encoder| {
-                let first = self.drivers[home].placed().and_then(|placement| placement.stages.first().cloned());
-                let mut request = request.clone();
+                let first = self.first_stage(home);
+                let (mut request, handle) = (request.clone(), &handle);
                 async move {
                     let none = || status::unavailable("the pipeline has no stages", RETRY);
                     let first = first.ok_or_else(none)?;
-                    request.stage = first.address;
+                    request.stage = first.address.clone();
                     request.stage_first_layer = first.layers.start as u32;
                     request.stage_end_layer = first.layers.end as u32;
-                    encoder.understand(janus_wire::trace::request(request)).await
+                    let answer = encoder.understand(janus_wire::trace::request(request)).await?;
+                    self.encoded.put(&first.address, handle);
+                    Ok(answer)
                 }
             });
             let call = call.instrument(info_span!("understand", otel.kind = "client"));

@@ -44,6 +44,8 @@ const CLUSTER: &str = "local";
 /// Units open at once in one pipeline. So many rows are bound by arithmetic on any machine: more of them would all be slower, and
 /// none would be done earlier.
 pub(crate) const SLOTS: usize = 64;
+/// Slots that may hold prompts of ended units, for units that begin with the same.
+pub(crate) const KEPT: usize = SLOTS / 4;
 /// Units that may wait.
 pub(crate) const QUEUE: usize = 1024;
 /// Decode rows that fill a microbatch: from about here on, a step is bound by arithmetic and no longer by memory.
@@ -205,6 +207,7 @@ impl Local {
                 queue: QUEUE,
                 pools: 1,
                 rows: ROWS,
+                kept: KEPT,
             },
             canary: vec![special.bos, special.begin_of_image],
         };
