@@ -85,7 +85,9 @@ impl Sight {
         let prefix_positions = meter.u64_counter("janus.prefix.positions");
         let prefix_positions = prefix_positions.with_description("Positions that were copied, not computed").build();
         // The first one must be seen as a change.
-        [&failovers, &prefix_hits, &prefix_positions].map(|counter| counter.add(0, std::slice::from_ref(&pipeline)));
+        for counter in [&failovers, &prefix_hits, &prefix_positions] {
+            counter.add(0, std::slice::from_ref(&pipeline));
+        }
         Sight {
             pipeline,
             modes: ["prefill", "decode", "replay"].map(|mode| KeyValue::new("mode", mode)),

@@ -167,7 +167,7 @@ fn unit(slot: u32, start: u32) -> Unit {
         positions: 1,
         inputs: vec![input(), input()],
         sample: Some(start),
-        refused: String::new(),
+        ..Unit::default()
     }
 }
 
