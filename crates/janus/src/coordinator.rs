@@ -14,6 +14,7 @@ use janus_wire::tls::{Door, Role};
 use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::blobs_server::BlobsServer;
 use janus_wire::v1::cluster_server::ClusterServer;
+use janus_wire::v1::files_server::FilesServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
@@ -128,6 +129,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
             .add_service(InterceptedService::new(front.clone().inference(), tenants.clone()))
             .add_service(InterceptedService::new(front.clone().jobs(), tenants.clone()))
             .add_service(InterceptedService::new(front.clone().blobs(), tenants.clone()))
+            .add_service(InterceptedService::new(front.clone().files(), tenants.clone()))
             .add_service(InterceptedService::new(front.cluster(), tenants.clone()))
             .add_service(InterceptedService::new(tenants.clone().server(), tenants))
             .add_service(given.map_err(broken)?.server())
@@ -136,6 +138,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
                 InferenceServer::<Front>::NAME,
                 JobsServer::<Front>::NAME,
                 BlobsServer::<Front>::NAME,
+                FilesServer::<Front>::NAME,
                 ClusterServer::<Front>::NAME,
                 TenantsServer::<Tenants>::NAME,
             ])?);

@@ -17,6 +17,7 @@ use janus_wire::tls::Door;
 use janus_wire::v1::MemberStatus;
 use janus_wire::v1::blobs_server::BlobsServer;
 use janus_wire::v1::cluster_server::ClusterServer;
+use janus_wire::v1::files_server::FilesServer;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::v1::tenants_server::TenantsServer;
@@ -248,7 +249,9 @@ impl Local {
         report(&health, false).await;
         let mut services = vec![InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME];
         services.push(TenantsServer::<Tenants>::NAME);
-        services.extend(jobs.iter().flat_map(|_| [JobsServer::<Jobs>::NAME, BlobsServer::<Jobs>::NAME]));
+        services.extend(
+            jobs.iter().flat_map(|_| [JobsServer::<Jobs>::NAME, BlobsServer::<Jobs>::NAME, FilesServer::<Jobs>::NAME]),
+        );
         let reflection = reflection(&services)?;
         let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?.layer(Pace);
         let router = router
@@ -256,6 +259,7 @@ impl Local {
             .add_service(InterceptedService::new(alone.server(), tenants.clone()))
             .add_service(InterceptedService::new(tenants.clone().server(), tenants.clone()))
             .add_optional_service(jobs.clone().map(|jobs| InterceptedService::new(jobs.blobs(), tenants.clone())))
+            .add_optional_service(jobs.clone().map(|jobs| InterceptedService::new(jobs.files(), tenants.clone())))
             .add_optional_service(jobs.map(|jobs| InterceptedService::new(jobs.server(), tenants)));
         let router = router.add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();

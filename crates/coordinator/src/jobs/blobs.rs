@@ -21,7 +21,18 @@ pub(super) const FOLDER: &str = "blobs";
 
 /// The object of a blob. Tenants' names are checked where they are made; nothing else ever becomes a folder.
 pub(super) fn name(tenant: &str, digest: &[u8]) -> String {
-    format!("{FOLDER}/{tenant}/{}", hex(digest))
+    named(tenant, &hex(digest))
+}
+
+/// The same, of a digest that is hexadecimal already.
+pub(super) fn named(tenant: &str, digest: &str) -> String {
+    format!("{FOLDER}/{tenant}/{digest}")
+}
+
+/// Bytes that are written as hexadecimal digits.
+pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
+    text.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
 }
 
 /// A blob as a picture of a question.

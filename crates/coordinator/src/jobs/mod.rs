@@ -13,6 +13,7 @@
 //! | `place` | the mark of the folder that all coordinators share | 1 |
 //! | `records/<tenant>/<job>` | [`JobRecord`], JSON, at most some 8 KiB | one a job |
 //! | `keys/<tenant>/<SHA-256 of the caller's key>` | the job's id | at most one a job |
+//! | `files/<tenant>/<id>` | a file: its blob's digest and what its tenant calls it, at most some 2 KiB | 1,000 a tenant |
 //! | `results/<job>/<segment>/<unit>` | [`UnitResult`], JSON, at most some 2 KiB | units of 3 open segments, at most |
 //!
 //! Everything else is in objects, below the folder of `--jobs`. None is ever changed:
@@ -43,6 +44,7 @@ mod blobs;
 pub mod course;
 mod engine;
 mod error;
+mod files;
 mod item;
 mod manifest;
 mod objects;

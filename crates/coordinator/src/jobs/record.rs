@@ -66,6 +66,9 @@ pub struct JobRecord {
     /// Some items name blobs.
     #[serde(default)]
     pub blobs: bool,
+    /// Ids of the files that it was made of.
+    #[serde(default)]
+    pub files: Vec<String>,
     /// How it stands.
     pub status: Status,
     /// Why it failed as a whole.
@@ -223,6 +226,25 @@ impl JobKeys {
     pub(super) fn key(&self, tenant: &str, key: &str) -> String {
         use sha2::Digest;
         format!("{}keys/{tenant}/{}", self.root, janus_wire::hello::hex(&sha2::Sha256::digest(key)))
+    }
+
+    /// Prefix of all files.
+    pub(super) fn files(&self) -> String {
+        format!("{}files/", self.root)
+    }
+
+    /// Prefix of a tenant's files.
+    pub(super) fn files_of(&self, tenant: &str) -> String {
+        format!("{}{tenant}/", self.files())
+    }
+
+    pub(super) fn file(&self, tenant: &str, id: &str) -> String {
+        format!("{}{id}", self.files_of(tenant))
+    }
+
+    /// Whose file has this key.
+    pub(super) fn owner_of_file<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.files())?.split_once('/').map(|(tenant, _)| tenant)
     }
 
     /// Prefix of a job's results that are not sealed.

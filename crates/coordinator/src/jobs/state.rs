@@ -81,7 +81,7 @@ pub(super) struct Shared {
     pub(super) sweep: Notify,
     /// Jobs that are being made at once.
     pub(super) creating: Semaphore,
-    /// Held for reading while a job is made that names blobs, for writing while blobs are deleted.
+    /// Held for reading while a job or a file is made that names blobs, for writing while blobs are deleted.
     pub(super) blobs: RwLock<()>,
     /// Blobs that are being sent at once.
     pub(super) uploads: Semaphore,
