@@ -230,6 +230,10 @@ impl Coordinator {
         self.0.model.name.clone()
     }
 
+    pub(crate) fn tenants(&self) -> &Tenants {
+        &self.0.tenants
+    }
+
     /// Requests that are not finished, and all that are remembered.
     pub fn requests(&self) -> (usize, usize) {
         self.0.requests.counts()

@@ -121,6 +121,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         let stale = members.clone();
         let front = Front::new(reigning.clone(), led.clone(), members);
         front.observe();
+        tenants.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
