@@ -125,6 +125,13 @@ async fn a_key_lets_in_until_it_is_revoked_and_nobody_else() {
     eventually(async || paints(&mut client, &third, paint("a red circle")).await.is_err()).await;
     let shown = server.tenants(&["list"]);
     assert_eq!(shown["tenants"][0]["revoked"], true, "{shown}");
+    let told = server.tenants(&["audit"]);
+    let told: Vec<_> = told["entries"].as_array().unwrap().iter().map(|e| [&e["by"], &e["verb"], &e["subject"]]).collect();
+    let done = ["revoked", "rotated", "rotated", "created"];
+    assert_eq!(told, done.each_ref().map(|verb| ["operator", verb, "ann"]));
+    let last = server.tenants(&["audit", "--last", "1"]);
+    assert_eq!((last["entries"].as_array().unwrap().len(), &last["entries"][0]["verb"]), (1, &"revoked".into()));
+    assert!(last["entries"][0]["at_unix_ms"].as_u64().unwrap() > 1_700_000_000_000);
     // Keys stand nowhere; what the store has is a digest.
     for file in walk(server.path()) {
         let bytes = std::fs::read(&file).unwrap();
@@ -247,10 +254,15 @@ async fn a_tenant_reaches_nothing_of_another_by_any_method() {
         soon(tenants.rotate(by(&bob, RotateTenantRequest { name: "ann".to_owned(), grace_seconds: 0 }))).await.map(drop),
         soon(tenants.revoke(by(&bob, RevokeTenantRequest { name: "ann".to_owned() }))).await.map(drop),
         soon(tenants.usage(by(&bob, TenantUsageRequest::default()))).await.map(drop),
+        soon(tenants.audit(by(&bob, AuditRequest::default()))).await.map(drop),
     ];
     for (i, code) in denied.into_iter().enumerate() {
         assert_eq!(code.unwrap_err().code(), Code::PermissionDenied, "method {i}");
     }
+    // What is kept is counted for the one who sent it.
+    eventually(async || server.tenants(&["usage", "ann"])["tenants"][0]["bytes"].as_u64() >= Some(png.len() as u64)).await;
+    let bob = server.tenants(&["usage", "bob"]);
+    assert_eq!(bob["tenants"][0]["bytes"], 0, "{bob}");
 }
 
 /// The error of a stream, or of its first message.

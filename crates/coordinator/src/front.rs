@@ -244,9 +244,12 @@ impl Cluster for Front {
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
-        Caller::of(&request).operator()?;
-        let node = request.into_inner().node;
-        self.reign()?.conductor.drain(&node).await?;
+        let caller = Caller::of(&request);
+        caller.operator()?;
+        let (node, reign) = (request.into_inner().node, self.reign()?);
+        let told = reign.coordinator.tenants().audit(&caller.tenant, "drained", &node).await;
+        told.map_err(|error| unavailable(format!("the store: {error}"), RETRY))?;
+        reign.conductor.drain(&node).await?;
         Ok(Response::new(v1::DrainResponse {}))
     }
 }

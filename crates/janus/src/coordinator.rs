@@ -30,7 +30,7 @@ use crate::args::Coordinator as Args;
 use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
 use crate::jobs::kept::{self, prove};
-use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
+use crate::local::{KEPT, QUEUE, ROWS, SLOTS, broken, reflection, report};
 use crate::probes::Probes;
 use crate::serve::{Signals, check_credentials, check_listen};
 use crate::telemetry::Telemetry;
@@ -107,7 +107,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
                 model: janus_wire::hello::hex(&digest.0),
             },
             sizes: sizes(&spec, weights, kv),
-            limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS },
+            limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS, kept: KEPT },
             patience: PATIENCE,
             log_every: Duration::from_secs(args.log_every),
             tenants: tenants.clone(),
@@ -121,6 +121,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         let stale = members.clone();
         let front = Front::new(reigning.clone(), led.clone(), members);
         front.observe();
+        tenants.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);

@@ -273,7 +273,7 @@ pub(super) fn made_at(id: &str) -> Option<u64> {
 }
 
 /// So many random bytes, hexadecimal.
-pub(super) fn random_hex(bytes: usize) -> String {
+pub(crate) fn random_hex(bytes: usize) -> String {
     let mut random = vec![0; bytes];
     if getrandom::fill(&mut random).is_err() {
         // Without the system's random numbers there is the clock; a name that is taken is refused by the store.

@@ -96,6 +96,8 @@ impl Jobs {
             Ok(()) => spool.finish().await.map_err(ours),
             Err(status) => Err(status),
         };
+        // What is still being written would outlive its folder.
+        spool.stop().await;
         let discard = async || {
             // Whatever stays is found later.
             let _ = shared.objects.delete_all(&format!("jobs/{id}")).await;
