@@ -34,7 +34,7 @@ use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
@@ -308,28 +308,44 @@ fn model(layers: usize) -> PathBuf {
         let path = entry.unwrap().path();
         std::fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
     }
-    let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let mut set = |part: &str, values: serde_json::Value| {
-        let values = values.as_object().unwrap().clone();
-        config[part].as_object_mut().unwrap().extend(values);
-    };
-    set(
-        "text_config",
-        json!({"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 16,
-               "head_dim": 128, "num_hidden_layers": layers}),
-    );
-    set("vision_config", json!({"projection_dim": 2048}));
-    set(
-        "vq_config",
-        json!({"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "latent_channels": 256, "num_res_blocks": 2,
-               "image_token_embed_dim": 2048, "num_embeddings": 16384, "num_patches": 24, "projection_dim": 2048}),
-    );
-    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    widen(&dir, "config.json", |config| {
+        put(
+            &mut config["text_config"],
+            json!({"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 16,
+                   "head_dim": 128, "num_hidden_layers": layers}),
+        );
+        put(
+            &mut config["vision_config"],
+            json!({"image_size": 384, "patch_size": 16, "num_image_tokens": 576, "projection_dim": 2048}),
+        );
+        put(
+            &mut config["vq_config"],
+            json!({"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "latent_channels": 256, "num_res_blocks": 2,
+                   "image_token_embed_dim": 2048, "num_embeddings": 16384, "num_patches": 24, "projection_dim": 2048}),
+        );
+    });
+    let size = json!({"size": {"height": 384, "width": 384}});
+    widen(&dir, "preprocessor_config.json", |config| put(config, size.clone()));
+    widen(&dir, "processor_config.json", |config| {
+        put(config, json!({"num_image_tokens": 576}));
+        put(&mut config["image_processor"], size.clone());
+    });
     let spec = ModelSpec::load(&Files::open_dir(&dir).unwrap()).unwrap();
     Checkpoint::random(spec, 1).save_weights(&dir, Layout::Transformers).unwrap();
     std::fs::write(dir.join("done"), "").unwrap();
     dir
+}
+
+fn widen(dir: &Path, file: &str, change: impl FnOnce(&mut Value)) {
+    let path = dir.join(file);
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+fn put(into: &mut Value, values: Value) {
+    let Value::Object(values) = values else { return };
+    into.as_object_mut().unwrap().extend(values);
 }
 
 /// Hears everything and keeps nothing.
