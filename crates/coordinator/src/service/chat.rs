@@ -178,7 +178,7 @@ async fn follow(shared: Arc<Shared>, reader: Reader, stops: Vec<String>, out: Ou
     let mut watch = record.watch();
     let mut decoder = tokenizer.stream_decoder();
     let (mut announced, mut queued, mut seen, mut resumed) = (false, None, 0, 0);
-    let durable = record.accepted().await;
+    let durable = record.accepted().await?;
     send(v1::chat_event::Event::Accepted(v1::Accepted { durable })).await?;
     if let Some(restarted) = shared.restarted(record) {
         send(v1::chat_event::Event::Restarted(restarted)).await?;
