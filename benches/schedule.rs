@@ -176,6 +176,8 @@ fn whole_loop(callers: usize, step: Duration) -> (Vec<Duration>, f64) {
         patience: Duration::from_secs(1),
         ledger: None,
         tenants: Tenants::open(),
+        restart: false,
+        keep: janus_coordinator::request::KEEP,
         draining: CancellationToken::new(),
         over: shutdown.clone(),
     };

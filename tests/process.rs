@@ -28,6 +28,8 @@ mod layout;
 mod life;
 #[path = "process/membership.rs"]
 mod membership;
+#[path = "process/other.rs"]
+mod other;
 #[path = "process/soak.rs"]
 mod soak;
 

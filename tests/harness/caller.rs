@@ -21,6 +21,8 @@ pub struct Course {
     pub answer: Answer,
     /// How often it went on: told by the server, or seen as a broken stream.
     pub resumed: u32,
+    /// How often it began again under other numerics.
+    pub restarted: u32,
     /// Whether its first acknowledgement said so.
     pub durable: bool,
     /// The longest time between two ids of the first picture, whatever happened meanwhile.
@@ -107,6 +109,13 @@ async fn follow(mut endpoints: Vec<String>, ask: Ask, known: watch::Sender<u32>)
     }
 }
 
+/// What was known is void, once.
+fn begins_again(course: &mut Course, known: &watch::Sender<u32>, count: u32) {
+    if count > std::mem::replace(&mut course.restarted, count) {
+        known.send_replace(0);
+    }
+}
+
 #[allow(clippy::too_many_arguments)]
 async fn attempt(
     endpoint: &str,
@@ -142,6 +151,7 @@ async fn attempt(
                 Some(generate_image_event::Event::Started(started)) => answer.prompt = started.prompt_tokens,
                 Some(generate_image_event::Event::Progress(p)) if p.index == 0 => more(p.known, course),
                 Some(generate_image_event::Event::Resumed(r)) => course.resumed = course.resumed.max(r.count),
+                Some(generate_image_event::Event::Restarted(r)) => begins_again(course, known, r.count),
                 Some(generate_image_event::Event::Image(image)) => {
                     let most = answer.tokens.len().max(image.index as usize + 1);
                     answer.tokens.resize(most, Vec::new());
@@ -166,6 +176,7 @@ async fn attempt(
                     more(tokens, course);
                 }
                 Some(chat_event::Event::Resumed(r)) => course.resumed = course.resumed.max(r.count),
+                Some(chat_event::Event::Restarted(r)) => begins_again(course, known, r.count),
                 Some(chat_event::Event::Done(done)) => {
                     answer.tokens = vec![done.tokens];
                     answer.text = done.text;

@@ -70,6 +70,8 @@ impl Cluster {
             patience: Duration::from_secs(2),
             ledger: None,
             tenants: Tenants::open(),
+            restart: false,
+            keep: janus_coordinator::request::KEEP,
             draining: CancellationToken::new(),
             over: shutdown.clone(),
         };

@@ -18,6 +18,8 @@ pub enum Turn {
     Refuse(Status),
     /// It says these pieces and is done.
     Say(&'static [&'static str]),
+    /// It began again under other numerics, says these pieces and is done.
+    Restart(&'static [&'static str]),
     /// It says these pieces, and then its stream breaks like this.
     Break(&'static [&'static str], Status),
     /// It says these pieces and nothing more, for as long as somebody listens.
@@ -91,9 +93,10 @@ impl Inference for Fake {
         let authorization = request.metadata().get("authorization").map(|value| value.to_str().unwrap().to_owned());
         self.calls.lock().unwrap().push(Call { authorization, request: request.into_inner() });
         let turn = self.turns.lock().unwrap().pop_front().expect("one call more than there are turns");
+        let restarted = matches!(turn, Turn::Restart(_));
         let (pieces, end) = match turn {
             Turn::Refuse(status) => return Err(status),
-            Turn::Say(pieces) => (pieces, Some(Ok(()))),
+            Turn::Say(pieces) | Turn::Restart(pieces) => (pieces, Some(Ok(()))),
             Turn::Break(pieces, status) => (pieces, Some(Err(status))),
             Turn::Hang(pieces) => (pieces, None),
         };
@@ -104,6 +107,10 @@ impl Inference for Fake {
         tokio::spawn(async move {
             let _listening = listening;
             let _ = out.send(event(chat_event::Event::Accepted(v1::Accepted { durable: true }))).await;
+            if restarted {
+                let restarted = v1::Restarted { count: 1, numerics: "another".to_owned() };
+                let _ = out.send(event(chat_event::Event::Restarted(restarted))).await;
+            }
             for (id, text) in (0..).zip(pieces) {
                 let token = v1::ChatToken { id, text: (*text).to_owned() };
                 let _ = out.send(event(chat_event::Event::Token(token))).await;
@@ -113,7 +120,8 @@ impl Inference for Fake {
                 Some(Err(status)) => Err(status),
                 Some(Ok(())) => {
                     let usage = Some(v1::Usage { input_tokens: 3, output_tokens: pieces.len() as u64 });
-                    let done = Some(v1::Done { numerics: "fake".to_owned(), usage });
+                    let numerics = if restarted { "another" } else { "fake" }.to_owned();
+                    let done = Some(v1::Done { numerics, usage });
                     let (tokens, text) = ((0..pieces.len() as u32).collect(), pieces.concat());
                     let finish_reason = v1::FinishReason::Stop.into();
                     event(chat_event::Event::Done(v1::ChatDone { tokens, text, finish_reason, done }))

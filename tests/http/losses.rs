@@ -107,6 +107,29 @@ async fn an_answer_goes_on_at_the_next_coordinator_and_repeats_nothing() {
 }
 
 #[tokio::test]
+async fn an_answer_that_begins_again_takes_back_what_it_can_and_says_so_where_it_cannot() {
+    for (stream, before) in [(false, &["one", " two t"][..]), (true, &["", ""]), (true, &["one"])] {
+        let lost = Status::unavailable("this coordinator ends");
+        let fake = Fake::new([Turn::Break(before, lost), Turn::Restart(&["uno ", "due"])]);
+        let door = Door::open(&fake.serve().await).await;
+        let response = http().post(door.at("/v1/chat/completions")).json(&hello(stream)).send().await.unwrap();
+        let body = response.text().await.unwrap();
+        match (stream, before.concat().is_empty()) {
+            (false, _) => {
+                let body: Value = serde_json::from_str(&body).unwrap();
+                assert_eq!(body["choices"][0]["message"]["content"], "uno due");
+                assert_eq!(body["system_fingerprint"], "another");
+            }
+            (true, true) => assert_eq!(streamed(&body), "uno due"),
+            (true, false) => {
+                assert!(body.contains("event: error\n") && body.contains("ask again"), "{body}");
+                assert!(!body.contains("uno") && !body.contains("[DONE]"), "{body}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_fails_later_ends_with_an_error_event() {
     let fake = Fake::new([Turn::Break(&["one"], Status::data_loss("nothing finite"))]);
     let door = Door::open(&fake.serve().await).await;

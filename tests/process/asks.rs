@@ -46,7 +46,12 @@ pub fn red_circle() -> Vec<u8> {
 
 /// The same requests, one after the other, in one process that nobody disturbs.
 pub async fn undisturbed(asks: &[Ask]) -> Vec<Answer> {
-    let served = Served::start(&[]);
+    undisturbed_with(&[], asks).await
+}
+
+/// The same with other flags.
+pub async fn undisturbed_with(args: &[&str], asks: &[Ask]) -> Vec<Answer> {
+    let served = Served::start(args);
     let mut client = client(served.channel().await);
     let mut answers = Vec::new();
     for ask in asks {

@@ -38,7 +38,7 @@ impl Hand {
         format!("http://{}", self.etcd.endpoint())
     }
 
-    fn spawn(&mut self, title: &str, args: &[&str]) {
+    pub fn spawn(&mut self, title: &str, args: &[&str]) {
         let part = Part::start(self.dir.path(), title, &[args, &["--etcd", &self.url()]].concat());
         self.parts.insert(title.to_owned(), part);
     }

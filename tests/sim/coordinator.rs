@@ -13,7 +13,8 @@ use janus_coordinator::schedule::{Finish, Limits, UnitId, UnitSpec};
 
 use crate::network::{Event, Host, MS, Process, Request, SECOND, Then, Time};
 use crate::node::{SLOTS, TTL};
-use crate::toy::LAYERS;
+use crate::store::Admitted;
+use crate::toy::{LAYERS, NUMERICS};
 use crate::world::World;
 
 /// As in the product: how long is waited for answers.
@@ -34,6 +35,9 @@ pub(crate) struct Coordinator {
 
 pub(crate) struct Reign {
     pub(crate) fence: u64,
+    pub(crate) numerics: &'static str,
+    /// To go over to, as soon as that is written down.
+    pub(crate) restart: Option<&'static str>,
     pub(crate) started: Time,
     /// Everything that was left is taken on.
     pub(crate) begun: bool,
@@ -53,6 +57,11 @@ pub(crate) struct Reign {
 
 /// What is known of a request.
 pub(crate) struct Record {
+    /// How often it began again under other numerics.
+    pub(crate) restarted: u32,
+    /// Its caller brought it, rather than a predecessor.
+    pub(crate) new: bool,
+    pub(crate) admitted: Admitted,
     pub(crate) units: Vec<Progress>,
 }
 
@@ -184,7 +193,7 @@ impl World {
             if epoch != self.coordinators[c].leads {
                 self.depose(c);
                 if let Some(epoch) = epoch {
-                    self.begin_reign(c, epoch);
+                    self.begin_reign(c, epoch, 0, 1);
                 }
             }
         } else if self.now > self.coordinators[c].renewed + TTL {
@@ -204,12 +213,22 @@ impl World {
     }
 
     /// Reads what its predecessor left, and asks the first stages for newer logs.
-    pub(crate) fn begin_reign(&mut self, c: usize, fence: u64) {
-        let mut conductor = Conductor::new(self.wishes.clone(), sizes(), fence);
-        let inherited = self.store.plans.clone();
+    pub(crate) fn begin_reign(&mut self, c: usize, fence: u64, placements: u64, next_unit: UnitId) {
+        let other = self.store.numerics.filter(|_| self.may_restart());
+        let numerics = other.unwrap_or(NUMERICS[0]);
+        let mut wishes = Wishes { numerics: numerics.to_owned(), ..self.wishes.clone() };
+        if self.may_restart() {
+            wishes.others = NUMERICS.into_iter().filter(|id| *id != numerics).map(|id| (id.to_owned(), sizes())).collect();
+        }
+        let mut conductor = Conductor::new(wishes, sizes(), fence);
+        if other.is_some() {
+            conductor = conductor.after(placements);
+        }
+        let mut inherited = self.store.plans.clone();
+        inherited.retain(|plan| plan.numerics == numerics);
         conductor.inherit(inherited.clone());
         let mut logs = Logs::default();
-        for (key, ids) in self.store.logs.values().flatten() {
+        for (key, ids) in self.store.logs.values().filter(|(drawn, _)| *drawn == numerics).flat_map(|(_, logs)| logs) {
             logs.add(key.clone(), ids.clone());
         }
         let limits = self.limits;
@@ -226,6 +245,8 @@ impl World {
         self.coordinators[c].leads = Some(fence);
         self.coordinators[c].reign = Some(Reign {
             fence,
+            numerics,
+            restart: None,
             started: self.now + self.coordinators[c].skew,
             begun: false,
             asked_logs: 0,
@@ -234,7 +255,7 @@ impl World {
             conductor,
             records: BTreeMap::new(),
             units: BTreeMap::new(),
-            next_unit: 1,
+            next_unit,
             seen: None,
             plans_owed: false,
             owed: BTreeSet::new(),
@@ -256,8 +277,20 @@ impl World {
         let admitted = self.store.admitted();
         let Some(reign) = &mut self.coordinators[c].reign else { return };
         reign.begun = true;
-        for request in admitted {
-            self.submit(c, request, true);
+        let (fence, numerics) = (reign.fence, reign.numerics);
+        for (request, mut admitted) in admitted {
+            let foreign = admitted.numerics != numerics;
+            if foreign {
+                // Without leave to begin again it waits for its numerics: here the leader's are always the first.
+                assert!(self.may_restart(), "request {request} began under {}", admitted.numerics);
+                self.restarts += 1;
+                (admitted.numerics, admitted.restarted) = (numerics, admitted.restarted + 1);
+                let reachable = !self.cut(Host::Coordinator(c), Host::Store);
+                if !(reachable && self.store.admit(fence, request, admitted)) {
+                    self.coordinators[c].reign.as_mut().expect("it reigns").owed.insert(request);
+                }
+            }
+            self.submit(c, request, Some(foreign), admitted);
         }
     }
 
@@ -276,29 +309,32 @@ impl World {
             return false;
         }
         reign.gone.remove(&request);
-        let fence = reign.fence;
-        if !(reachable && self.store.admit(fence, request, self.wall())) {
+        let (fence, numerics) = (reign.fence, reign.numerics);
+        let admitted = Admitted { at: self.wall(), numerics, restarted: 0 };
+        if !(reachable && self.store.admit(fence, request, admitted)) {
             self.coordinators[c].reign.as_mut().expect("it reigns").owed.insert(request);
         }
-        self.submit(c, request, false);
+        self.submit(c, request, None, admitted);
         true
     }
 
-    pub(crate) fn submit(&mut self, c: usize, request: usize, admitted: bool) {
+    /// `foreign` is there if a predecessor had admitted it: whether it began under other numerics.
+    pub(crate) fn submit(&mut self, c: usize, request: usize, foreign: Option<bool>, how: Admitted) {
+        let admitted = foreign.is_some();
         let specs = self.clients[request].specs.clone();
         let Some(reign) = &mut self.coordinators[c].reign else { return };
         let home = reign.route();
-        let mut record = Record { units: Vec::new() };
+        let mut record = Record { restarted: how.restarted, new: !admitted, admitted: how, units: Vec::new() };
         let mut units = Vec::new();
         for (index, mut spec) in specs.into_iter().enumerate() {
             spec.id = reign.next_unit;
             reign.next_unit += 1;
             spec.admitted = admitted;
-            if admitted {
+            if foreign == Some(false) {
                 spec.log = reign.logs.of(&spec.key, spec.target - spec.keep.len());
             }
             let ids = [&spec.keep[..], &spec.log].concat();
-            let (expected, _) = &self.clients[request].alone[index];
+            let (expected, _) = self.clients[request].alone(reign.numerics, index);
             assert!(expected.starts_with(&ids), "the log of request {request}#{index} is {ids:?}, not of {expected:?}");
             record.units.push(Progress { unit: spec.id, home, admitted, ids, end: None });
             reign.units.insert(spec.id, (request, index));
@@ -346,16 +382,25 @@ impl World {
                 self.driver_over(c, p, Some((reason, None)));
             }
         }
+        let Some(reign) = self.coordinators[c].reign.as_mut() else { return };
+        if let Some(numerics) = reign.restart.take() {
+            if !(reachable && self.store.write_numerics(fence, numerics)) {
+                return self.conduct(c, conduct::Event::NotRestarted);
+            }
+            let (placements, next_unit) = (reign.conductor.placements(), reign.next_unit);
+            self.depose(c);
+            return self.begin_reign(c, fence, placements, next_unit);
+        }
         let Some(reign) = self.coordinators[c].reign.as_mut().filter(|_| reachable) else { return };
         if std::mem::take(&mut reign.plans_owed) && !self.store.write_plans(fence, reign.conductor.plans()) {
             reign.plans_owed = true;
         }
         let owed: Vec<usize> = reign.owed.iter().copied().collect();
         let gone: Vec<usize> = reign.gone.iter().copied().collect();
-        let wall = self.wall();
         let Some(reign) = self.coordinators[c].reign.as_mut() else { return };
         for request in owed {
-            if self.store.admit(fence, request, wall) {
+            let Some(how) = reign.records.get(&request).map(|record| record.admitted) else { continue };
+            if self.store.admit(fence, request, how) {
                 reign.owed.remove(&request);
             }
         }
@@ -368,7 +413,7 @@ impl World {
             reign.logged = clock;
             for (p, driver) in reign.drivers.iter().enumerate() {
                 let logs = driver.core.scheduler().logs().map(|(key, log)| (key.to_owned(), log.to_vec())).collect();
-                self.store.write_logs(fence, p, logs);
+                self.store.write_logs(fence, p, reign.numerics, logs);
             }
         }
     }
@@ -376,7 +421,7 @@ impl World {
     pub(crate) fn conduct(&mut self, c: usize, event: conduct::Event) {
         let now = self.clock(c);
         let Some(reign) = &mut self.coordinators[c].reign else { return };
-        let fence = reign.fence;
+        let (fence, numerics) = (reign.fence, reign.numerics);
         for action in reign.conductor.step(now, event) {
             let me = Host::Coordinator(c);
             match action {
@@ -386,6 +431,7 @@ impl World {
                 },
                 conduct::Action::Load(node, layers, epoch) => {
                     let n = self.node_by_name(&node).expect("a node that was seen");
+                    assert_eq!(self.nodes[n].numerics, numerics, "{node} has other numerics");
                     let request = Request::Prepare { layers: layers.clone(), epoch };
                     self.call(me, n, request, LOAD, Then::Loaded(node, layers));
                 }
@@ -393,6 +439,12 @@ impl World {
                 conduct::Action::Parked(pipeline) => {
                     let delay = self.delay();
                     self.after(delay, me, Event::Parked(fence, pipeline));
+                }
+                conduct::Action::Restart(numerics) => {
+                    let other = NUMERICS.into_iter().find(|id| *id == numerics);
+                    if let Some(reign) = &mut self.coordinators[c].reign {
+                        reign.restart = other;
+                    }
                 }
             }
         }
@@ -422,7 +474,15 @@ pub(crate) fn limits() -> Limits {
 
 /// What is asked of the placement.
 pub(crate) fn wishes(pipelines: usize, stages: Option<usize>, spares: usize) -> Wishes {
-    Wishes { pipelines, stages, spares, kv_positions: 0, numerics: "toy".to_owned(), model: "toy".to_owned() }
+    Wishes {
+        pipelines,
+        stages,
+        spares,
+        kv_positions: 0,
+        numerics: NUMERICS[0].to_owned(),
+        others: BTreeMap::new(),
+        model: "toy".to_owned(),
+    }
 }
 
 impl World {

@@ -270,12 +270,12 @@ impl World {
             _ => return,
         };
         let Some(reign) = &mut self.coordinators[c].reign else { return };
-        let fence = reign.fence;
+        let (fence, numerics) = (reign.fence, reign.numerics);
         let Some((request, index)) = reign.units.get(&unit).copied() else { panic!("nobody knows unit {unit}") };
         let Some(progress) = reign.records.get_mut(&request).map(|r| &mut r.units[index]).filter(|p| p.unit == unit) else {
             return;
         };
-        let (expected, finish) = &self.clients[request].alone[index];
+        let (expected, finish) = self.clients[request].alone(numerics, index);
         match action {
             Action::Id(_, id) => {
                 assert!(progress.end.is_none(), "an id after the end of {request}#{index}");

@@ -10,7 +10,7 @@ use janus_wire::v1::{Frame, FrameBody};
 use janus_worker::stage::{Applied, Features, Fence, Order, StageCore};
 
 use crate::network::{Event, Host, MS, Message, Process, Request, Response, SECOND, Then, Time};
-use crate::toy::{HIDDEN, LAYERS, Toy, features};
+use crate::toy::{HIDDEN, LAYERS, NUMERICS, Toy, features};
 use crate::world::World;
 
 pub(crate) const SLOTS: usize = 4;
@@ -42,6 +42,7 @@ struct Coming {
 pub(crate) struct Node {
     pub(crate) process: Process,
     pub(crate) name: String,
+    pub(crate) numerics: &'static str,
     pub(crate) memory: u64,
     pub(crate) ms_per_layer: f64,
     fence: Fence,
@@ -67,10 +68,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(name: String, memory: u64, ms_per_layer: f64) -> Self {
+    pub(crate) fn new(name: String, numerics: &'static str, memory: u64, ms_per_layer: f64) -> Self {
         Node {
             process: Process::default(),
             name,
+            numerics,
             memory,
             ms_per_layer,
             fence: Fence::default(),
@@ -96,12 +98,16 @@ impl Node {
         Member {
             id: self.name.clone(),
             incarnation: self.process.incarnation.to_string(),
-            roles: vec![Role::Stage],
+            // Whoever computes something else is good for everything.
+            roles: match self.numerics == NUMERICS[0] {
+                true => vec![Role::Stage],
+                false => vec![Role::Stage, Role::Encoder, Role::Decoder],
+            },
             address: self.name.clone(),
             memory_bytes: self.memory,
             ms_per_layer: self.ms_per_layer,
             model: "toy".to_owned(),
-            numerics: "toy".to_owned(),
+            numerics: self.numerics.to_owned(),
             layers: (!self.held.is_empty()).then_some([self.held.start, self.held.end]),
             draining: self.draining,
             ..Member::default()
@@ -127,7 +133,7 @@ impl World {
         if old.process.alive {
             return;
         }
-        let mut new = Node::new(old.name.clone(), old.memory, old.ms_per_layer);
+        let mut new = Node::new(old.name.clone(), old.numerics, old.memory, old.ms_per_layer);
         new.process.incarnation = old.process.incarnation + 1;
         new.process.alive = true;
         self.nodes[n] = new;
@@ -258,7 +264,7 @@ impl World {
             node.failing_loads -= 1;
             return self.turn_over(n, call, Err("a tensor is damaged".to_owned()));
         }
-        node.prepared = Some(Toy::new(layers));
+        node.prepared = Some(Toy::new(node.numerics, layers));
         self.turn_over(n, call, Ok(()));
     }
 

@@ -7,6 +7,14 @@ use janus_cluster::plan::PipelinePlan;
 
 use crate::network::{Process, Time};
 
+/// What is written down of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Admitted {
+    pub(crate) at: Time,
+    pub(crate) numerics: &'static str,
+    pub(crate) restarted: u32,
+}
+
 #[derive(Default)]
 pub(crate) struct Store {
     pub(crate) process: Process,
@@ -17,8 +25,11 @@ pub(crate) struct Store {
     leader: Option<((usize, u64), Time)>,
     pub(crate) epoch: u64,
     pub(crate) plans: Vec<PipelinePlan>,
-    requests: BTreeMap<usize, Time>,
-    pub(crate) logs: BTreeMap<usize, Vec<(String, Vec<u32>)>>,
+    /// The id that the cluster went over to.
+    pub(crate) numerics: Option<&'static str>,
+    requests: BTreeMap<usize, Admitted>,
+    /// With the numerics under which they were drawn.
+    pub(crate) logs: BTreeMap<usize, (&'static str, Vec<(String, Vec<u32>)>)>,
     /// Writes of coordinators that had been deposed.
     pub(crate) fenced: u64,
 }
@@ -81,10 +92,18 @@ impl Store {
         ours
     }
 
-    pub(crate) fn admit(&mut self, fence: u64, request: usize, wall: Time) -> bool {
+    pub(crate) fn admit(&mut self, fence: u64, request: usize, admitted: Admitted) -> bool {
         let ours = self.ours(fence);
         if ours {
-            self.requests.insert(request, wall);
+            self.requests.insert(request, admitted);
+        }
+        ours
+    }
+
+    pub(crate) fn write_numerics(&mut self, fence: u64, numerics: &'static str) -> bool {
+        let ours = self.ours(fence);
+        if ours {
+            self.numerics = Some(numerics);
         }
         ours
     }
@@ -97,16 +116,16 @@ impl Store {
         ours
     }
 
-    pub(crate) fn write_logs(&mut self, fence: u64, pipeline: usize, logs: Vec<(String, Vec<u32>)>) {
+    pub(crate) fn write_logs(&mut self, fence: u64, pipeline: usize, numerics: &'static str, logs: Vec<(String, Vec<u32>)>) {
         if self.ours(fence) {
-            self.logs.insert(pipeline, logs);
+            self.logs.insert(pipeline, (numerics, logs));
         }
     }
 
     /// In the order in which clocks say they were admitted.
-    pub(crate) fn admitted(&self) -> Vec<usize> {
-        let mut all: Vec<(Time, usize)> = self.requests.iter().map(|(request, at)| (*at, *request)).collect();
-        all.sort();
-        all.into_iter().map(|(_, request)| request).collect()
+    pub(crate) fn admitted(&self) -> Vec<(usize, Admitted)> {
+        let mut all: Vec<(usize, Admitted)> = self.requests.iter().map(|(request, how)| (*request, *how)).collect();
+        all.sort_by_key(|(request, how)| (how.at, *request));
+        all
     }
 }

@@ -46,15 +46,21 @@ struct RowSlot {
     states: Vec<Vec<u64>>,
 }
 
+/// What a node computes with: the id of most, and another one whose numbers are others.
+pub(crate) const NUMERICS: [&str; 2] = ["toy", "toy-2"];
+
 /// A range of layers.
 pub(crate) struct Toy {
     layers: Range<usize>,
+    /// Makes the numbers of another numerics id.
+    salt: u64,
     slots: BTreeMap<usize, RowSlot>,
 }
 
 impl Toy {
-    pub(crate) fn new(layers: Range<usize>) -> Self {
-        Toy { layers, slots: BTreeMap::new() }
+    pub(crate) fn new(numerics: &str, layers: Range<usize>) -> Self {
+        let salt = if numerics == NUMERICS[0] { 0 } else { 1000 };
+        Toy { layers, salt, slots: BTreeMap::new() }
     }
 }
 
@@ -126,8 +132,9 @@ impl Compute for Toy {
                 let none = vec![0; self.layers.len()];
                 let before = slot.states.last().unwrap_or(&none);
                 let mut x = state(place);
+                let salt = self.salt;
                 let states = self.layers.clone().zip(before).map(|(layer, before)| {
-                    x = hash(&[layer as u64, *before, x]);
+                    x = hash(&[layer as u64 + salt, *before, x]);
                     x
                 });
                 let states = states.collect();
@@ -159,14 +166,14 @@ impl Compute for Toy {
 }
 
 /// The ids a unit has when nothing else exists: all layers in one place, one position after the other.
-pub(crate) fn alone(spec: &UnitSpec) -> (Vec<u32>, Finish) {
+pub(crate) fn alone(numerics: &str, spec: &UnitSpec) -> (Vec<u32>, Finish) {
     let handles = spec.branches.iter().flatten().filter_map(|piece| match &piece.piece {
         Some(piece::Piece::Features(span)) => Some((span.handle.clone(), span.count)),
         _ => None,
     });
     let cache = Features::new(1 << 20);
     handles.for_each(|(handle, rows)| cache.put(&handle, features(&handle, rows as usize)));
-    let mut toy = Toy::new(0..LAYERS);
+    let mut toy = Toy::new(numerics, 0..LAYERS);
     let mut last = vec![0.0; spec.branches.len() * HIDDEN];
     let feed = |toy: &mut Toy, branch: usize, pieces: Vec<Piece>, last: &mut [f32]| {
         let mut rows = Vec::new();

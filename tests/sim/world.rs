@@ -11,7 +11,7 @@ use crate::dice::Dice;
 use crate::network::{Due, Event, Fate, Host, MS, Mischief, Network, SECOND, Time};
 use crate::node::Node;
 use crate::store::Store;
-use crate::toy::{END, LAYERS, alone};
+use crate::toy::{END, LAYERS, NUMERICS, alone};
 
 /// Blows fall until then.
 const BLOWS: Time = 20 * SECOND;
@@ -23,12 +23,20 @@ const LOOK: Time = 200 * MS;
 /// Somebody with a request.
 pub(crate) struct Client {
     pub(crate) specs: Vec<UnitSpec>,
-    /// What every unit is when nothing else exists.
-    pub(crate) alone: Vec<(Vec<u32>, Finish)>,
+    /// What every unit is when nothing else exists, under each of the numerics.
+    alone: Vec<[(Vec<u32>, Finish); 2]>,
+    /// How often it heard that everything before is void, and what it was computed with.
+    heard: Option<(u32, &'static str)>,
     /// Loses interest then.
     leaves: Option<Time>,
     attached: Option<(usize, u64)>,
     pub(crate) done: bool,
+}
+
+impl Client {
+    pub(crate) fn alone(&self, numerics: &str, index: usize) -> &(Vec<u32>, Finish) {
+        &self.alone[index][usize::from(numerics != NUMERICS[0])]
+    }
 }
 
 pub(crate) struct World {
@@ -44,6 +52,10 @@ pub(crate) struct World {
     /// Every epoch that was ever placed.
     pub(crate) epochs: BTreeSet<u64>,
     pub(crate) placements: u64,
+    /// Requests that began again under other numerics.
+    pub(crate) restarts: u64,
+    /// There are nodes of other numerics, and the cluster may go over to them.
+    others: Option<bool>,
     /// Steps of the wall clock, either way.
     wall: i64,
     last_blow: Time,
@@ -60,10 +72,11 @@ pub(crate) struct Outcome {
     pub(crate) reigns: u64,
     pub(crate) fenced: u64,
     pub(crate) events: u64,
+    pub(crate) restarts: u64,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, others: bool) -> Self {
         let mut dice = Dice::new(seed);
         let pipelines = 1 + dice.index(2);
         let stages = (!dice.chance(20)).then(|| 1 + dice.index(3));
@@ -71,8 +84,18 @@ impl World {
         let count = pipelines * stages.unwrap_or(2) + spares + dice.index(2);
         let mut nodes = Vec::new();
         for n in 0..count.max(2) {
-            nodes.push(Node::new(format!("n{n}"), 100 * dice.within(3..LAYERS as u64 + 1), 1.0 + dice.roll(4) as f64));
+            nodes.push(Node::new(
+                format!("n{n}"),
+                NUMERICS[0],
+                100 * dice.within(3..LAYERS as u64 + 1),
+                1.0 + dice.roll(4) as f64,
+            ));
         }
+        let others = others.then(|| {
+            let few = 1 + dice.index(2);
+            nodes.extend((0..few).map(|n| Node::new(format!("other{n}"), NUMERICS[1], 100 * LAYERS as u64, 1.0)));
+            dice.chance(80)
+        });
         let mut world = World {
             now: 0,
             network: Network::default(),
@@ -84,6 +107,8 @@ impl World {
             limits: limits(),
             epochs: BTreeSet::new(),
             placements: 0,
+            restarts: 0,
+            others,
             wall: 0,
             last_blow: 0,
             blows: Vec::new(),
@@ -146,10 +171,10 @@ impl World {
         // What can never fit is another test's.
         let fits = |spec: &UnitSpec| spec.kv_positions() <= self.limits.kv_positions;
         let specs: Vec<UnitSpec> = (0..count).map(unit).filter(fits).collect();
-        let alone = specs.iter().map(alone).collect();
+        let alone = specs.iter().map(|spec| NUMERICS.map(|numerics| alone(numerics, spec))).collect();
         let comes = self.dice.within(500 * MS..BLOWS);
         let leaves = self.dice.chance(10).then(|| comes + self.dice.within(0..10 * SECOND));
-        self.clients.push(Client { specs, alone, leaves, attached: None, done: false });
+        self.clients.push(Client { specs, alone, heard: None, leaves, attached: None, done: false });
         self.fate(comes, Fate::Client(number));
     }
 
@@ -158,8 +183,8 @@ impl World {
     }
 
     /// Runs a history to its end.
-    pub(crate) fn history(seed: u64) -> Outcome {
-        let mut world = World::new(seed);
+    pub(crate) fn history(seed: u64, others: bool) -> Outcome {
+        let mut world = World::new(seed, others);
         let mut events = 0;
         while let Some(((at, _), due)) = world.network.queue.pop_first() {
             world.now = at;
@@ -178,6 +203,7 @@ impl World {
             reigns: world.store.epoch,
             fenced: world.store.fenced,
             events,
+            restarts: world.restarts,
         }
     }
 
@@ -233,10 +259,19 @@ impl World {
         let known = self.attached(number).map(|(c, _)| c).filter(|c| self.join(*c, number));
         self.fate(LOOK, Fate::Client(number));
         let Some(c) = known else { return };
-        let Some(record) = self.coordinators[c].reign.as_ref().and_then(|r| r.records.get(&number)) else { return };
-        for (progress, (expected, _)) in record.units.iter().zip(&self.clients[number].alone) {
+        let Some(reign) = self.coordinators[c].reign.as_ref() else { return };
+        let Some(record) = reign.records.get(&number) else { return };
+        for (index, progress) in record.units.iter().enumerate() {
+            let (expected, _) = self.clients[number].alone(reign.numerics, index);
             assert!(expected.starts_with(&progress.ids), "caller {number} sees {:?}, not {expected:?}", progress.ids);
         }
+        // Other ids than before come only after a word; what its caller had to bring again was never durable, or refused.
+        if let Some((restarted, numerics)) = self.clients[number].heard {
+            let told = record.new || record.restarted > restarted || numerics == reign.numerics;
+            assert!(told, "caller {number} was not told that its ids are others under {}", reign.numerics);
+        }
+        self.clients[number].heard = Some((record.restarted, reign.numerics));
+        let record = &self.coordinators[c].reign.as_ref().expect("it reigns").records[&number];
         if record.units.iter().any(|p| matches!(p.end, Some(Err(_)))) {
             // It was refused for a full queue: its caller comes again.
             self.leave(c, number);
@@ -280,7 +315,7 @@ impl World {
         }
         let host = self.some_host();
         let time = self.dice.within(200 * MS..12 * SECOND);
-        let what = self.dice.roll(17);
+        let what = self.dice.roll(if self.others.is_some() { 24 } else { 17 });
         self.blows.push(format!("{:.3} s: {what} {host:?}", self.now as f64 / SECOND as f64));
         match what {
             0..3 => self.strike(host, 30),
@@ -329,6 +364,12 @@ impl World {
                     false => self.freeze(Host::Coordinator(leader), time),
                 }
             }
+            17.. => {
+                // All of one kind, for long.
+                let kind = NUMERICS[usize::from(self.dice.chance(25))];
+                let nodes: Vec<usize> = (0..self.nodes.len()).filter(|n| self.nodes[*n].numerics == kind).collect();
+                nodes.into_iter().for_each(|n| self.strike(Host::Node(n), 100));
+            }
             _ => {
                 // Everything at once.
                 let all = (0..self.nodes.len()).map(Host::Node).chain((0..2).map(Host::Coordinator));
@@ -352,11 +393,19 @@ impl World {
         (1..4).for_each(|i| self.fate(i * 5 * SECOND, Fate::Room));
     }
 
+    pub(crate) fn may_restart(&self) -> bool {
+        self.others == Some(true)
+    }
+
     /// At least one pipeline fits.
     fn make_room(&mut self) {
-        let there = |node: &&Node| node.process.alive && !node.draining;
-        let room: u64 = self.nodes.iter().filter(there).map(|node| node.memory).sum();
-        let enough = room >= 100 * LAYERS as u64;
+        let room = |numerics: &str| -> bool {
+            let there = |node: &&Node| node.process.alive && !node.draining && node.numerics == numerics;
+            self.nodes.iter().filter(there).map(|node| node.memory).sum::<u64>() >= 100 * LAYERS as u64
+        };
+        // Where nothing ever ran, nothing is given up.
+        let ran = !self.store.plans.is_empty() || self.store.numerics.is_some();
+        let enough = room(NUMERICS[0]) || (self.may_restart() && ran && room(NUMERICS[1]));
         for n in 0..self.nodes.len() {
             let lost = self.nodes[n].draining || !self.nodes[n].process.alive;
             let comes_back = self.now == self.last_blow && self.dice.chance(40);

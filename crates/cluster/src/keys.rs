@@ -67,6 +67,11 @@ impl Keys {
         format!("{}plan", self.root)
     }
 
+    /// The numerics id that the cluster went over to, if it ever did.
+    pub fn numerics(&self) -> String {
+        format!("{}numerics", self.root)
+    }
+
     /// Prefix of admitted requests.
     pub fn requests(&self) -> String {
         format!("{}requests/", self.root)

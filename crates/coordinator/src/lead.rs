@@ -1,6 +1,5 @@
 //! A coordinator's reign: what it reads of its predecessor's, what it starts, and what ends with it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::conduct::Wishes;
 use crate::conduct::run::{self, Handle, Setup};
 use crate::jobs::{self, Jobs};
-use crate::ledger::{self, Ledger, Logs};
+use crate::ledger::{Ledger, Logs, Rounds};
 use crate::pipeline::stage_client;
 use crate::schedule::Limits;
 use crate::{Coordinator, Driver, DriverHandle, Model, Parts, Places, Tenants};
@@ -52,6 +51,8 @@ pub struct Realm {
     pub patience: Duration,
     /// Token logs are written this often.
     pub log_every: Duration,
+    /// Finished requests can be read again for this long.
+    pub keep: Duration,
     /// Who may do how much.
     pub tenants: Tenants,
     /// Stops admissions.
@@ -78,12 +79,52 @@ pub struct Reign {
 }
 
 impl Realm {
-    /// Begins to lead under `epoch`, until `over`. Returns when everything that was admitted is taken on.
+    /// The same cluster with nodes of other numerics, if they are known to us.
+    fn under(&self, numerics: &str) -> Option<Realm> {
+        let mut realm = self.clone();
+        let sizes = realm.wishes.others.remove(numerics)?;
+        realm.wishes.others.insert(self.identity.numerics.clone(), std::mem::replace(&mut realm.sizes, sizes));
+        (realm.identity.numerics, realm.wishes.numerics) = (numerics.to_owned(), numerics.to_owned());
+        Some(realm)
+    }
+
+    /// Begins to lead under `epoch`, until `over`. Returns when everything that was admitted is taken on. `placements` were
+    /// made under this epoch already, before everything had to begin again under other numerics.
     ///
     /// # Errors
     /// If no thread can be had.
-    pub async fn lead(&self, epoch: u64, tokenizer: Tokenizer, over: CancellationToken) -> std::io::Result<Option<Reign>> {
-        let Some((plans, admitted, mut logs)) = self.read(&over).await else { return Ok(None) };
+    pub async fn lead(
+        &self,
+        epoch: u64,
+        placements: u64,
+        tokenizer: Tokenizer,
+        over: CancellationToken,
+    ) -> std::io::Result<Option<Reign>> {
+        let Some(numerics) = self.read(&over, async || run::read_numerics(self.store.as_ref(), &self.keys).await).await
+        else {
+            return Ok(None);
+        };
+        let other = numerics.as_deref().and_then(|numerics| self.under(numerics));
+        let before = numerics.map(|_| placements);
+        other.as_ref().unwrap_or(self).lead_as_it_is(epoch, before, tokenizer, over).await
+    }
+
+    async fn lead_as_it_is(
+        &self,
+        epoch: u64,
+        before: Option<u64>,
+        tokenizer: Tokenizer,
+        over: CancellationToken,
+    ) -> std::io::Result<Option<Reign>> {
+        let left = async || {
+            let mut plans = run::read_plans(self.store.as_ref(), &self.keys).await?;
+            // Nodes of other numerics are of no use now.
+            plans.retain(|plan| plan.numerics == self.identity.numerics);
+            let (admitted, logs) = Ledger::read(self.store.as_ref(), &self.keys, &self.identity.numerics).await?;
+            self.tenants.read_usage().await?;
+            Ok((plans, admitted, logs))
+        };
+        let Some((plans, admitted, mut logs)) = self.read(&over, left).await else { return Ok(None) };
         self.ask_for_logs(&plans, epoch, &mut logs).await;
         tracing::info!(epoch, requests = admitted.len(), logs = logs.len(), "leading");
 
@@ -113,6 +154,8 @@ impl Realm {
             patience: self.patience,
             ledger: Some(ledger),
             tenants: self.tenants.clone(),
+            keep: self.keep,
+            restart: !self.wishes.others.is_empty(),
             draining: self.draining.clone(),
             over: over.clone(),
         };
@@ -130,6 +173,7 @@ impl Realm {
             wishes: self.wishes.clone(),
             sizes: self.sizes.clone(),
             places,
+            before,
             reports: inbox,
             parked: Arc::new(move |pipeline| {
                 let coordinator = evacuating.clone();
@@ -167,20 +211,11 @@ impl Realm {
     }
 
     /// What a predecessor left in the store; waits for the store, and for the first word about members.
-    async fn read(
-        &self,
-        over: &CancellationToken,
-    ) -> Option<(Vec<PipelinePlan>, Vec<janus_wire::v1::AdmittedRequest>, Logs)> {
+    async fn read<T>(&self, over: &CancellationToken, read: impl AsyncFn() -> Result<T, janus_cluster::Error>) -> Option<T> {
         loop {
-            let read = async {
-                let plans = run::read_plans(self.store.as_ref(), &self.keys).await?;
-                let (admitted, logs) = Ledger::read(self.store.as_ref(), &self.keys).await?;
-                self.tenants.read_usage().await?;
-                Ok::<_, janus_cluster::Error>((plans, admitted, logs))
-            };
             tokio::select! {
                 () = over.cancelled() => return None,
-                found = read => match found {
+                found = read() => match found {
                     Ok(found) => {
                         let mut members = self.members.clone();
                         let known = members.wait_for(|members| members.known);
@@ -236,27 +271,17 @@ impl Realm {
 
     /// Writes the token logs down now and then, and has the store forget what they replace.
     async fn keep_logs(self, epoch: u64, drivers: Vec<DriverHandle>, over: CancellationToken) {
-        let mut written: Vec<BTreeMap<String, Vec<u32>>> = vec![BTreeMap::new(); drivers.len()];
+        let (store, keys, cluster) = (self.store.clone(), self.keys.clone(), &self.identity.cluster);
+        let mut rounds = Rounds::new(store, keys, cluster, epoch, &self.identity.numerics);
         loop {
             tokio::select! {
                 () = over.cancelled() => return,
                 () = tokio::time::sleep(self.log_every) => {}
             }
-            for (i, driver) in drivers.iter().enumerate() {
-                let logs = driver.logs().await;
-                if logs == written[i] {
-                    continue;
-                }
-                let cluster = &self.identity.cluster;
-                let write = ledger::write_logs(self.store.as_ref(), &self.keys, cluster, epoch, i as u64 + 1, logs.clone());
-                match write.await {
-                    Ok(()) => written[i] = logs,
-                    Err(error) => tracing::info!(%error, "token logs are not written down"),
-                }
+            for (driver, pipeline) in drivers.iter().zip(1..) {
+                rounds.write(pipeline, driver.logs().await).await;
             }
-            if let Ok(listing) = self.store.list(&self.keys.plan()).await {
-                let _ = self.store.compact(listing.revision).await;
-            }
+            rounds.end().await;
         }
     }
 }

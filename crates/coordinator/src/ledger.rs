@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Changes are gathered for this long, or until there are so many of so many bytes.
-const GATHER: Duration = Duration::from_millis(25);
+pub const GATHER: Duration = Duration::from_millis(25);
 const GATHER_COUNT: usize = 48;
 const GATHER_BYTES: usize = 1 << 20;
 /// A value in the store; larger records are cut.
@@ -73,7 +73,7 @@ impl Logs {
 }
 
 /// The key of a request: a digest, because callers choose their ids freely.
-fn name(key: &str) -> String {
+pub fn name(key: &str) -> String {
     janus_wire::hello::hex(&Sha256::digest(key))
 }
 
@@ -81,15 +81,27 @@ impl Ledger {
     /// Starts the writer for the coordinator that leads under `epoch`, until `over` or until
     /// its last handle is gone.
     pub fn start(store: Arc<dyn Store>, keys: Keys, cluster: &str, epoch: u64, over: CancellationToken) -> Self {
+        Self::gathering(GATHER, store, keys, cluster, epoch, over)
+    }
+
+    /// The same, gathering changes for another time: a test's is shorter.
+    pub fn gathering(
+        gather: Duration,
+        store: Arc<dyn Store>,
+        keys: Keys,
+        cluster: &str,
+        epoch: u64,
+        over: CancellationToken,
+    ) -> Self {
         let (changes, inbox) = mpsc::channel(QUEUE);
-        let writer =
-            Writer { store, keys, cluster: cluster.to_owned(), epoch, inbox, owed: BTreeMap::new(), gone: BTreeSet::new() };
+        let (owed, gone) = (BTreeMap::new(), BTreeSet::new());
+        let writer = Writer { store, keys, cluster: cluster.to_owned(), epoch, gather, inbox, owed, gone };
         tokio::spawn(async move { over.run_until_cancelled(writer.run()).await });
         Ledger { changes }
     }
 
     /// Writes a request down; whether it is there now.
-    pub(crate) async fn admit(&self, key: &str, request: AdmittedRequest) -> bool {
+    pub async fn admit(&self, key: &str, request: AdmittedRequest) -> bool {
         let record = request.encode_to_vec();
         if record.len() > MAX_REQUEST {
             tracing::info!(bytes = record.len(), "a request is too large to be durable");
@@ -102,17 +114,23 @@ impl Ledger {
         matches!(tokio::time::timeout(PATIENCE, answer).await, Ok(Ok(true)))
     }
 
+    /// A request's record has changed.
+    pub(crate) async fn rewrite(&self, key: &str, request: &AdmittedRequest) {
+        let change = Change::Admit(key.to_owned(), request.encode_to_vec().into(), oneshot::channel().0);
+        let _ = self.changes.send(change).await;
+    }
+
     /// The request has ended.
-    pub(crate) fn forget(&self, key: &str) {
+    pub fn forget(&self, key: &str) {
         // A record that stays behind costs its successor some work, and nothing else.
         let _ = self.changes.try_send(Change::Forget(key.to_owned()));
     }
 
-    /// What a predecessor admitted, and the token logs it left.
+    /// What a predecessor admitted, and the token logs of these numerics that it left.
     ///
     /// # Errors
     /// The store's.
-    pub async fn read(store: &dyn Store, keys: &Keys) -> Result<(Vec<AdmittedRequest>, Logs), Error> {
+    pub async fn read(store: &dyn Store, keys: &Keys, numerics: &str) -> Result<(Vec<AdmittedRequest>, Logs), Error> {
         let mut records: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         for entry in store.list(&keys.requests()).await?.entries {
             let (name, _) = entry.key.rsplit_once('.').unwrap_or((&entry.key, ""));
@@ -135,6 +153,9 @@ impl Ledger {
         for (key, packed) in pieces {
             let record = unpack(&packed).and_then(|bytes| PipelineLogs::decode(bytes.as_slice()).ok());
             match record {
+                Some(record) if !record.numerics.is_empty() && record.numerics != numerics => {
+                    tracing::info!(key, numerics = record.numerics, "token logs of other numerics are of no use");
+                }
                 Some(record) => record.logs.into_iter().for_each(|log| logs.add(log.key, log.ids)),
                 // A lost log costs time, and nothing else.
                 None => tracing::warn!(key, "a pipeline's token logs are damaged"),
@@ -144,7 +165,7 @@ impl Ledger {
     }
 }
 
-/// Writes one pipeline's token logs, in place of what was there.
+/// Writes one pipeline's token logs, drawn under these numerics, in place of what was there.
 ///
 /// # Errors
 /// The store's.
@@ -154,10 +175,11 @@ pub async fn write_logs(
     cluster: &str,
     epoch: u64,
     pipeline: u64,
+    numerics: &str,
     logs: BTreeMap<String, Vec<u32>>,
 ) -> Result<(), Error> {
     let logs = logs.into_iter().map(|(key, ids)| StoredLog { key, ids }).collect();
-    let packed = pack(&PipelineLogs { logs }.encode_to_vec());
+    let packed = pack(&PipelineLogs { logs, numerics: numerics.to_owned() }.encode_to_vec());
     let name = |i: usize| format!("{}.{i:04}", keys.log(&pipeline.to_string()));
     let pieces: Vec<&[u8]> = packed.chunks(PIECE).collect();
     for (i, piece) in pieces.iter().enumerate() {
@@ -168,6 +190,44 @@ pub async fn write_logs(
     let txn = (pieces.len()..pieces.len() + 4).fold(Txn::new(), |txn, i| txn.delete(name(i)));
     store.commit(guard(txn, cluster, epoch)?).await?.done("the coordinator's epoch")?;
     Ok(())
+}
+
+/// Writes down what has changed of the token logs, round by round.
+pub struct Rounds {
+    store: Arc<dyn Store>,
+    keys: Keys,
+    cluster: String,
+    epoch: u64,
+    numerics: String,
+    /// By pipeline, as it was written last.
+    written: BTreeMap<u64, BTreeMap<String, Vec<u32>>>,
+}
+
+impl Rounds {
+    /// Nothing is written yet by the coordinator that leads under `epoch`.
+    pub fn new(store: Arc<dyn Store>, keys: Keys, cluster: &str, epoch: u64, numerics: &str) -> Self {
+        let (cluster, numerics) = (cluster.to_owned(), numerics.to_owned());
+        Rounds { store, keys, cluster, epoch, numerics, written: BTreeMap::new() }
+    }
+
+    /// Writes one pipeline's logs, unless they are as before.
+    pub async fn write(&mut self, pipeline: u64, logs: BTreeMap<String, Vec<u32>>) {
+        if self.written.entry(pipeline).or_default() == &logs {
+            return;
+        }
+        let (store, keys) = (self.store.as_ref(), &self.keys);
+        match write_logs(store, keys, &self.cluster, self.epoch, pipeline, &self.numerics, logs.clone()).await {
+            Ok(()) => drop(self.written.insert(pipeline, logs)),
+            Err(error) => tracing::info!(%error, "token logs are not written down"),
+        }
+    }
+
+    /// Has the store forget what they replaced.
+    pub async fn end(&self) {
+        if let Ok(listing) = self.store.list(&self.keys.plan()).await {
+            let _ = self.store.compact(listing.revision).await;
+        }
+    }
 }
 
 fn pack(bytes: &[u8]) -> Vec<u8> {
@@ -192,6 +252,7 @@ struct Writer {
     keys: Keys,
     cluster: String,
     epoch: u64,
+    gather: Duration,
     inbox: mpsc::Receiver<Change>,
     /// Admitted, but not written yet.
     owed: BTreeMap<String, (Bytes, Option<oneshot::Sender<bool>>)>,
@@ -230,7 +291,7 @@ impl Writer {
     async fn gather(&mut self) -> bool {
         let (mut count, mut bytes, mut until) = (0, 0, None);
         if !self.owed.is_empty() || !self.gone.is_empty() {
-            until = Some(Instant::now() + GATHER);
+            until = Some(Instant::now() + self.gather);
         }
         while count < GATHER_COUNT && bytes < GATHER_BYTES {
             let change = match until {
@@ -254,7 +315,7 @@ impl Writer {
                 }
             }
             count += 1;
-            until.get_or_insert(Instant::now() + GATHER);
+            until.get_or_insert(Instant::now() + self.gather);
         }
         true
     }

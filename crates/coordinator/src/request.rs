@@ -14,8 +14,8 @@ use tonic::Status;
 
 use crate::schedule::{Finish, UnitId};
 
-/// Finished requests can be read again for this long...
-pub(crate) const KEEP: Duration = Duration::from_secs(600);
+/// Finished requests can be read again for this long, unless it is said otherwise...
+pub const KEEP: Duration = Duration::from_secs(600);
 /// ...and at most so many are kept.
 const KEEP_COUNT: usize = 1024;
 
@@ -51,6 +51,8 @@ pub(crate) struct Record {
     changed: watch::Sender<u64>,
     /// Each picture is decoded once, whoever asks, and kept while somebody reads.
     pictures: Mutex<Vec<Arc<OnceCell<DecodeResponse>>>>,
+    /// How often it began again under other numerics.
+    pub(crate) restarted: u32,
     /// Ids fed at the start, for `Started`.
     pub(crate) prompt: Vec<u32>,
     /// The trace of the call that made it.
@@ -68,6 +70,7 @@ impl Record {
             changed: watch::channel(0).0,
             pictures: Mutex::new(units.iter().map(|_| Arc::default()).collect()),
             units,
+            restarted: 0,
             prompt,
             trace: opentelemetry::Context::current(),
             accepted: watch::channel(None).0,
@@ -144,8 +147,12 @@ struct Entry {
 }
 
 /// All requests, by the id their callers chose.
-#[derive(Clone, Default)]
-pub(crate) struct Requests(Arc<Mutex<HashMap<String, Entry>>>);
+#[derive(Clone)]
+pub(crate) struct Requests {
+    all: Arc<Mutex<HashMap<String, Entry>>>,
+    /// How long finished ones can be read again.
+    pub(crate) keep: Duration,
+}
 
 /// What a request id turned out to be.
 pub(crate) enum Joined {
@@ -169,6 +176,11 @@ pub(crate) struct Reader {
 }
 
 impl Requests {
+    /// None yet.
+    pub(crate) fn new(keep: Duration) -> Self {
+        Requests { all: Arc::default(), keep }
+    }
+
     /// Joins the request `id`, or makes it.
     pub(crate) fn join(
         &self,
@@ -178,7 +190,7 @@ impl Requests {
         leaving: impl Fn(&Record, bool) + Send + Sync + 'static,
     ) -> Joined {
         let mut all = self.lock();
-        Self::forget_old(&mut all);
+        self.forget_old(&mut all);
         let known = all.contains_key(id);
         let entry = all.entry(id.to_owned()).or_insert_with(|| Entry { record: Arc::new(make()), readers: 0, left: None });
         if entry.record.fingerprint != fingerprint {
@@ -213,8 +225,8 @@ impl Requests {
         self.lock().iter().filter(|(id, e)| of(id) && !e.record.finished()).count()
     }
 
-    fn forget_old(all: &mut HashMap<String, Entry>) {
-        all.retain(|_, e| e.left.is_none_or(|left| left.elapsed() < KEEP));
+    fn forget_old(&self, all: &mut HashMap<String, Entry>) {
+        all.retain(|_, e| e.left.is_none_or(|left| left.elapsed() < self.keep));
         while all.len() > KEEP_COUNT {
             let oldest = all.iter().filter_map(|(id, e)| e.left.map(|left| (left, id.clone()))).min();
             let Some((_, id)) = oldest else { break };
@@ -223,7 +235,7 @@ impl Requests {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -269,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_last_reader_of_an_unfinished_request_gives_it_up() {
-        let requests = Requests::default();
+        let requests = Requests::new(KEEP);
         let given_up = Arc::new(AtomicUsize::new(0));
         let join = |print: u8| {
             let count = given_up.clone();
@@ -295,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_finished_request_can_be_read_again() {
-        let requests = Requests::default();
+        let requests = Requests::new(KEEP);
         let join = || requests.join("a", [1; 32], || Record::new([1; 32], vec![7], &[], vec![]), |_, _| {});
         let Joined::New(reader) = join() else { panic!("it is new") };
         reader.record.update(0, |p| p.end = Some(Ok(Finish::Complete)));

@@ -1,7 +1,8 @@
 //! The public service: requests to units, units' records to event streams.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -82,6 +83,10 @@ pub struct Parts {
     pub ledger: Option<Ledger>,
     /// Who may do how much.
     pub tenants: Tenants,
+    /// What began under other numerics begins again under ours; if not, it waits for them.
+    pub restart: bool,
+    /// Finished requests can be read again for this long.
+    pub keep: Duration,
     /// Stops admissions.
     pub draining: CancellationToken,
     /// Ends every stream: what was written down goes on elsewhere.
@@ -104,6 +109,9 @@ struct Shared {
     encoded: encoded::Encoded,
     ledger: Option<Ledger>,
     tenants: Tenants,
+    restart: bool,
+    /// Requests that began under other numerics, and wait for a leader that has nodes of those.
+    waiting: Mutex<BTreeMap<String, String>>,
     draining: CancellationToken,
     over: CancellationToken,
     calls: Arc<Calls>,
@@ -145,7 +153,8 @@ type Events<T> = Chain<ReceiverStream<Result<T, Status>>, ReceiverStream<Result<
 impl Coordinator {
     /// A service over the drivers of its pipelines.
     pub fn new(model: Model, parts: Parts) -> Self {
-        let Parts { identity, security, drivers, encoders, decoders, patience, ledger, tenants, draining, over } = parts;
+        let Parts { identity, security, drivers, encoders, decoders, patience, ledger, .. } = parts;
+        let Parts { tenants, restart, keep, draining, over, .. } = parts;
         Coordinator(Arc::new(Shared {
             encoders: Pool::encoders(encoders, &security, patience),
             decoders: Pool::decoders(decoders, &security, patience),
@@ -153,7 +162,7 @@ impl Coordinator {
             encoded: encoded::Encoded::default(),
             // The canary of every pipeline is 0.
             next_unit: AtomicU64::new(1),
-            requests: Requests::default(),
+            requests: Requests::new(keep),
             blobs: Blobs::default(),
             calls: Arc::new(Calls::new(&model.name)),
             model,
@@ -162,6 +171,8 @@ impl Coordinator {
             drivers,
             ledger,
             tenants,
+            restart,
+            waiting: Mutex::default(),
             draining,
             over,
             running: Arc::default(),
@@ -170,6 +181,7 @@ impl Coordinator {
 
     /// Takes on what a predecessor had admitted, with the ids it is known to have drawn. Nobody has to ask for it.
     pub async fn restore(&self, admitted: Vec<AdmittedRequest>, logs: &Logs) {
+        self.0.calls.restarted(0);
         for request in admitted {
             let header = match &request.request {
                 Some(admitted_request::Request::Image(image)) => image.header.as_ref(),
@@ -178,17 +190,28 @@ impl Coordinator {
             };
             let id = header.map_or("", |header| header.request_id.as_str());
             let span = tracing::error_span!("restored", request = id, tenant = request.tenant);
-            self.restore_one(request, logs).instrument(span).await;
+            let key = format!("{}/{id}", request.tenant);
+            self.restore_one(key, request, logs).instrument(span).await;
         }
     }
 
-    async fn restore_one(&self, request: AdmittedRequest, logs: &Logs) {
+    async fn restore_one(&self, key: String, request: AdmittedRequest, logs: &Logs) {
         let tenant = request.tenant.clone();
         // The cluster was started with another model since: its ids mean nothing to this one.
         if request.model[..] != self.0.identity.model[..] {
             tracing::warn!("a request that was admitted for another model is dropped");
             return;
         }
+        let (foreign, mut restarted, since) = (self.0.foreign(&request), request.restarted, request.admitted_unix_ms);
+        if foreign && !self.0.restart {
+            tracing::warn!(numerics = request.numerics, "a request waits for nodes of other numerics");
+            self.0.waiting().insert(key, request.numerics);
+            return;
+        }
+        // Its log belongs to other numerics, whoever had it.
+        let none = Logs::default();
+        let logs = if foreign { &none } else { logs };
+        restarted += u32::from(foreign);
         self.0.keep_blobs(&request);
         let work = match request.request {
             Some(admitted_request::Request::Image(image)) => paint::work(&self.0, &tenant, image, logs).await,
@@ -196,7 +219,17 @@ impl Coordinator {
             None => return,
         };
         match work {
-            Ok(work) => self.0.take_on(&tenant, work).await,
+            Ok(mut work) => {
+                (work.record.restarted, work.admitted.restarted) = (restarted, restarted);
+                work.admitted.admitted_unix_ms = since;
+                if foreign {
+                    self.0.calls.restarted(1);
+                    if let Some(ledger) = &self.0.ledger {
+                        ledger.rewrite(&key, &work.admitted).await;
+                    }
+                }
+                self.0.take_on(&tenant, work).await;
+            }
             Err(status) => tracing::warn!(error = status.message(), "an admitted request cannot go on"),
         }
     }
@@ -285,6 +318,21 @@ impl Shared {
         self.identity.hello(Role::Coordinator, 0, 0, 0..0)
     }
 
+    /// It began under other numerics.
+    fn foreign(&self, request: &AdmittedRequest) -> bool {
+        !request.numerics.is_empty() && request.numerics != self.identity.numerics
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The event that follows `accepted` if everything before is void.
+    fn restarted(&self, record: &Record) -> Option<v1::Restarted> {
+        let restarted = v1::Restarted { count: record.restarted, numerics: self.identity.numerics.clone() };
+        (record.restarted > 0).then_some(restarted)
+    }
+
     fn unit_ids(&self, count: usize) -> impl Iterator<Item = UnitId> + use<> {
         let first = self.next_unit.fetch_add(count as u64, Ordering::Relaxed);
         first..first + count as u64
@@ -327,6 +375,12 @@ impl Shared {
     async fn join(self: &Arc<Self>, tenant: &str, work: Work) -> Result<Reader, Status> {
         let Work { header, fingerprint, record, specs, pictures, home, admitted } = work;
         let key = format!("{tenant}/{}", header.id);
+        if let Some(numerics) = self.waiting().get(&key) {
+            return Err(status::unavailable(
+                format!("the request began under `{numerics}` and waits for nodes of these numerics"),
+                RETRY,
+            ));
+        }
         let reader = match self.requests.join(&key, fingerprint, || record, self.leaving(&key)) {
             Joined::Conflict => {
                 return Err(Status::already_exists(format!(
@@ -366,13 +420,13 @@ impl Shared {
         let key = format!("{tenant}/{}", header.id);
         let Joined::New(reader) = self.requests.join(&key, fingerprint, || record, self.leaving(&key)) else { return };
         reader.record.accept(true);
-        let holding = reader.another();
+        let (holding, keep) = (reader.another(), self.requests.keep);
         self.submit(tenant, specs, pictures, home, reader).await;
         tokio::spawn(async move {
             let mut watch = holding.record.watch();
             while !holding.record.finished() && watch.changed().await.is_ok() {}
             // Its caller, if it is still there, comes back within this time.
-            tokio::time::sleep(crate::request::KEEP).await;
+            tokio::time::sleep(keep).await;
         });
     }
 
@@ -644,6 +698,12 @@ impl Inference for Coordinator {
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
         let id = format!("{}/{}", tenant(&request), request.get_ref().request_id);
         let record = self.0.requests.get(&id);
+        if self.0.waiting().remove(&id).is_some() {
+            if let Some(ledger) = &self.0.ledger {
+                ledger.forget(&id);
+            }
+            return Ok(Response::new(v1::CancelResponse {}));
+        }
         let record = record.ok_or_else(|| {
             Status::not_found(format!("request_id: `{}` is unknown", status::shown(&request.get_ref().request_id)))
         })?;

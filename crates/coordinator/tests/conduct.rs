@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use janus_cluster::plan::ModelSizes;
 use janus_cluster::{Member, Role};
-use janus_coordinator::conduct::{Action, Conductor, ENOUGH, Event, SETTLE, SUSPECT, Wishes};
+use janus_coordinator::conduct::{Action, Conductor, ENOUGH, Event, GIVEN_UP, SETTLE, SUSPECT, Wishes};
 use janus_coordinator::pipeline::Placement;
 
 const LAYERS: usize = 6;
@@ -26,10 +26,30 @@ struct Cluster {
     placements: usize,
     parked: Vec<usize>,
     loads: Vec<(String, Range<usize>)>,
+    restarts: Vec<String>,
 }
 
 fn wishes(pipelines: usize, stages: Option<usize>, spares: usize) -> Wishes {
-    Wishes { pipelines, stages, spares, kv_positions: 0, numerics: "n".to_owned(), model: "m".to_owned() }
+    Wishes {
+        pipelines,
+        stages,
+        spares,
+        kv_positions: 0,
+        numerics: "n".to_owned(),
+        others: BTreeMap::new(),
+        model: "m".to_owned(),
+    }
+}
+
+fn sizes() -> ModelSizes {
+    ModelSizes {
+        layer_bytes: vec![100; LAYERS],
+        embedding_bytes: 0,
+        head_bytes: 0,
+        kv_bytes_per_position: 0,
+        hidden: 2,
+        image_tokens: 8,
+    }
 }
 
 fn seconds(seconds: f64) -> Duration {
@@ -39,16 +59,8 @@ fn seconds(seconds: f64) -> Duration {
 impl Cluster {
     /// Nodes of so many layers' memory, named `a`, `b`, ...
     fn new(wishes: Wishes, memory: &[u64]) -> Self {
-        let sizes = ModelSizes {
-            layer_bytes: vec![100; LAYERS],
-            embedding_bytes: 0,
-            head_bytes: 0,
-            kv_bytes_per_position: 0,
-            hidden: 2,
-            image_tokens: 8,
-        };
         let mut cluster = Cluster {
-            conductor: Conductor::new(wishes, sizes, FENCE),
+            conductor: Conductor::new(wishes, sizes(), FENCE),
             now: Duration::ZERO,
             members: BTreeMap::new(),
             dead: BTreeSet::new(),
@@ -58,6 +70,7 @@ impl Cluster {
             placements: 0,
             parked: Vec::new(),
             loads: Vec::new(),
+            restarts: Vec::new(),
         };
         for (i, layers) in memory.iter().enumerate() {
             cluster.add(&char::from(b'a' + i as u8).to_string(), *layers);
@@ -78,6 +91,13 @@ impl Cluster {
             ..Member::default()
         };
         self.members.insert(id.to_owned(), member);
+    }
+
+    /// A node that computes something else, and does everything.
+    fn add_other(&mut self, id: &str, layers: u64) {
+        self.add(id, layers);
+        let member = self.members.get_mut(id).unwrap();
+        (member.numerics, member.roles) = ("o".to_owned(), vec![Role::Stage, Role::Encoder, Role::Decoder]);
     }
 
     fn announce(&mut self) {
@@ -123,6 +143,7 @@ impl Cluster {
                         });
                     }
                     Action::Parked(pipeline) => self.parked.push(pipeline),
+                    Action::Restart(numerics) => self.restarts.push(numerics),
                 }
             }
         }
@@ -434,4 +455,88 @@ fn old_news_change_nothing() {
     cluster.happen(Event::Asked { node: "nobody".to_owned(), answers: true });
     cluster.pass(seconds(5.0));
     assert_eq!((cluster.ready(0), cluster.placements), (true, placements));
+}
+
+/// Wishes of a cluster that may go over to nodes of the numerics `o`.
+fn open_wishes(stages: usize) -> Wishes {
+    Wishes { others: BTreeMap::from([("o".to_owned(), sizes())]), ..wishes(1, Some(stages), 0) }
+}
+
+#[test]
+fn with_leave_a_cluster_goes_over_to_other_numerics_once_nothing_of_its_own_can_run() {
+    for leave in [true, false] {
+        let mut cluster = Cluster::new(if leave { open_wishes(2) } else { wishes(1, Some(2), 0) }, &[3; 2]);
+        cluster.add_other("y", 6);
+        cluster.announce();
+        assert!(cluster.ready(0) && !cluster.nodes(0).contains(&"y"));
+        let victim = cluster.nodes(0)[1].to_owned();
+        cluster.kill(&victim);
+        cluster.pass(GIVEN_UP - seconds(0.3));
+        assert_eq!(cluster.restarts.len(), 0, "what was lost may come back");
+        cluster.pass(seconds(60.0));
+        assert_eq!(cluster.restarts, if leave { vec!["o"] } else { vec![] }, "it is said once");
+        assert!(!cluster.ready(0));
+        // Unless it could not be done: then it is said again, if it is still needed.
+        cluster.happen(Event::NotRestarted);
+        assert_eq!(cluster.restarts.len(), if leave { 2 } else { 0 });
+        cluster.happen(Event::NotRestarted);
+        cluster.restarts.clear();
+        cluster.add("b", 6);
+        cluster.members.get_mut("b").unwrap().incarnation = "2".to_owned();
+        cluster.dead.clear();
+        cluster.announce();
+        cluster.happen(Event::NotRestarted);
+        cluster.pass(seconds(20.0));
+        assert!(cluster.ready(0) && cluster.restarts.is_empty());
+    }
+}
+
+#[test]
+fn nobody_goes_over_to_other_numerics_while_the_own_ones_may_come_back_or_others_are_too_few() {
+    // A node that is registered, and does not answer.
+    let mut cluster = Cluster::new(open_wishes(2), &[3; 2]);
+    cluster.add_other("y", 6);
+    cluster.announce();
+    let silent = cluster.nodes(0)[1].to_owned();
+    cluster.dead.insert(silent.clone());
+    cluster.lost(0, None);
+    cluster.pass(seconds(60.0));
+    assert!(!cluster.ready(0) && cluster.restarts.is_empty());
+    cluster.dead.clear();
+    cluster.pass(SUSPECT + seconds(1.0));
+    assert!(cluster.ready(0));
+    // It comes back just in time.
+    cluster.kill(&silent);
+    cluster.pass(GIVEN_UP - seconds(0.5));
+    cluster.dead.clear();
+    cluster.add(&silent, 3);
+    cluster.members.get_mut(&silent).unwrap().incarnation = "2".to_owned();
+    cluster.announce();
+    cluster.pass(seconds(20.0));
+    assert!(cluster.ready(0) && cluster.restarts.is_empty());
+    // Others have no room, or nobody who paints; and where nothing ran yet, its nodes are waited for.
+    for (memory, paints, begun) in [(5, true, true), (6, false, true), (6, true, false), (6, true, true)] {
+        let mut cluster = Cluster::new(open_wishes(1), if begun { &[6] } else { &[] });
+        cluster.add_other("y", memory);
+        if !paints {
+            cluster.members.get_mut("y").unwrap().roles = vec![Role::Stage, Role::Encoder];
+        }
+        cluster.announce();
+        if begun {
+            cluster.kill("a");
+        }
+        cluster.pass(seconds(60.0));
+        assert_eq!(!cluster.restarts.is_empty(), memory == 6 && paints && begun, "{memory} {paints} {begun}");
+    }
+}
+
+#[test]
+fn epochs_go_on_under_other_numerics() {
+    let mut cluster = Cluster::new(open_wishes(1), &[6]);
+    cluster.announce();
+    let first = cluster.placed[&0].epoch;
+    let placements = cluster.conductor.placements();
+    cluster.conductor = Conductor::new(open_wishes(1), sizes(), FENCE).after(placements);
+    cluster.announce();
+    assert!(cluster.ready(0) && cluster.placed[&0].epoch > first);
 }

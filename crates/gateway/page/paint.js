@@ -24,6 +24,11 @@ function easel(section, wish, pass) {
         waits = `, went on after ${news.count === 1 ? "a loss" : `${news.count} losses`}`;
         say("A part of the cluster was lost; the picture goes on");
       }
+      if (name === "image_generation.restarted") {
+        waits = ", began again on other machines";
+        left = frames.length;
+        say("Nothing was left of what had begun the picture; it begins again");
+      }
       if (name === "image_generation.progress") {
         frames[news.index].grow(news);
         if (!waits) say("Painting");

@@ -141,6 +141,7 @@ pub(crate) struct Painting {
     /// Ids of the prompt, once they are known.
     pub(crate) prompt: u64,
     resumed: u32,
+    restarted: u32,
     known: BTreeMap<u32, u32>,
     partials: BTreeSet<(u32, u32)>,
     images: BTreeSet<u32>,
@@ -152,6 +153,8 @@ pub(crate) enum Painted {
     Queued(u32),
     /// It went on after a loss, so many times by now.
     Resumed(u32),
+    /// It began again under other numerics: everything before is void, finished pictures too.
+    Restarted(u32),
     Progress(v1::ImageProgress),
     Partial(v1::ImagePartial),
     Image(v1::ImageDone),
@@ -168,6 +171,7 @@ impl Painting {
             attached,
             prompt: 0,
             resumed: 0,
+            restarted: 0,
             known: BTreeMap::new(),
             partials: BTreeSet::new(),
             images: BTreeSet::new(),
@@ -216,6 +220,16 @@ impl Painting {
                         return Ok(Painted::Resumed(resumed.count));
                     }
                 }
+                Some(Event::Restarted(restarted)) => {
+                    if restarted.count > self.restarted {
+                        self.restarted = restarted.count;
+                        self.known.clear();
+                        self.partials.clear();
+                        self.images.clear();
+                        self.attached.news();
+                        return Ok(Painted::Restarted(restarted.count));
+                    }
+                }
                 Some(Event::Accepted(_)) | None => {}
             }
         }
@@ -229,11 +243,14 @@ pub(crate) struct Answering {
     passed: usize,
     /// ...and where the present coordinator's events are.
     at: usize,
+    restarted: u32,
 }
 
 /// What happens to an answer; everything once.
 pub(crate) enum Answered {
     Text(String),
+    /// It began again under other numerics after text had been passed on: that is void.
+    Restarted,
     /// With the text that was held back until now.
     Done(v1::ChatDone, String),
 }
@@ -242,7 +259,7 @@ impl Answering {
     /// Begins when it is first asked for something.
     pub(crate) fn new(gateway: Gateway, asker: Asker, request: v1::ChatRequest, room: Room) -> Self {
         let open = |channel, request| -> Opened<_> { Box::pin(async move { inference(channel).chat(request).await }) };
-        Answering { attached: Attached::new(gateway, asker, request, room, open), passed: 0, at: 0 }
+        Answering { attached: Attached::new(gateway, asker, request, room, open), passed: 0, at: 0, restarted: 0 }
     }
 
     /// Waits until the request is admitted, or refused.
@@ -272,6 +289,15 @@ impl Answering {
                 Some(chat_event::Event::Done(done)) => {
                     let rest = done.text.get(self.passed..).unwrap_or_default().to_owned();
                     return Ok(Answered::Done(done, rest));
+                }
+                Some(chat_event::Event::Restarted(restarted)) => {
+                    if restarted.count > self.restarted {
+                        self.restarted = restarted.count;
+                        self.attached.news();
+                        if std::mem::take(&mut self.passed) > 0 {
+                            return Ok(Answered::Restarted);
+                        }
+                    }
                 }
                 Some(
                     chat_event::Event::Accepted(_)

@@ -414,18 +414,20 @@ pub(crate) async fn complete(
     }
     let done = loop {
         match answering.next().await.map_err(|status| renamed(status.into()))? {
-            Answered::Text(_) => {}
+            Answered::Text(_) | Answered::Restarted => {}
             Answered::Done(done, _) => break done,
         }
     };
     let (usage, finish_reason) = (Usage::of(&done), finish_reason(&done));
+    let numerics = done.done.as_ref().map_or_else(String::new, |done| done.numerics.clone());
     let message = Reply { role: "assistant", content: done.text, refusal: None };
     let answer = ChatResponse {
         id,
         object: "chat.completion",
         created: now(),
         model: model.model,
-        system_fingerprint: model.numerics,
+        // What computed it, which may not be what the cluster began with.
+        system_fingerprint: if numerics.is_empty() { model.numerics } else { numerics },
         choices: vec![Choice { index: 0, message, finish_reason, logprobs: None }],
         usage,
     };
@@ -522,6 +524,12 @@ impl Growing {
         }
         let (done, rest) = match self.answering.next().await.map_err(|status| renamed(status.into()))? {
             Answered::Text(text) => return self.frame.text(&text),
+            // What was sent cannot be taken back.
+            Answered::Restarted => {
+                let text =
+                    "nothing is left of the nodes that had begun this answer, and others would give another one: ask again";
+                return Err(Problem::from(tonic::Status::aborted(text)));
+            }
             Answered::Done(done, rest) => (done, rest),
         };
         self.ended = true;

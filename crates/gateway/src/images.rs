@@ -226,7 +226,8 @@ fn renamed(problem: Problem) -> Problem {
 /// Paints pictures.
 ///
 /// With `stream: true` the answer is a stream of server-sent events: `image_generation.partial_image`,
-/// `image_generation.progress`, `.queued` and `.resumed` if ids were asked for, and `image_generation.completed` for each picture.
+/// `image_generation.progress`, `.queued`, `.resumed` and `.restarted` if ids were asked for, and `image_generation.completed` for
+/// each picture. After `.restarted` everything comes again, completed pictures too.
 #[utoipa::path(post, path = "/v1/images/generations", tag = "images", request_body = ImageRequest, responses(
     (status = 200, description = "The pictures", content((ImageResponse = "application/json"), (String = "text/event-stream"))),
     (status = "default", description = "What went wrong", body = crate::problem::Body)
@@ -267,6 +268,7 @@ pub(crate) async fn generate(
                 data.push((at, Picture { b64_json, url, seed, sha256 }));
             }
             Painted::Done(done) => break done.usage.unwrap_or_default(),
+            Painted::Restarted(_) => data.clear(),
             Painted::Queued(_) | Painted::Resumed(_) | Painted::Progress(_) | Painted::Partial(_) => {}
         }
     };
@@ -338,9 +340,10 @@ impl Growing {
         loop {
             let event = match self.painting.next().await {
                 Ok(Painted::Progress(progress)) if progress.ids.is_empty() => continue,
-                Ok(Painted::Queued(_) | Painted::Resumed(_)) if !self.course => continue,
+                Ok(Painted::Queued(_) | Painted::Resumed(_) | Painted::Restarted(_)) if !self.course => continue,
                 Ok(Painted::Queued(position)) => course("image_generation.queued", "position", position),
                 Ok(Painted::Resumed(count)) => course("image_generation.resumed", "count", count),
+                Ok(Painted::Restarted(count)) => course("image_generation.restarted", "count", count),
                 Ok(Painted::Progress(p)) => {
                     let kind = "image_generation.progress";
                     let event = ProgressEvent { kind, index: p.index, known: p.known, total: p.total, ids: p.ids };

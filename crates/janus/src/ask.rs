@@ -9,7 +9,7 @@ use crate::args::Ask;
 use crate::failure::{Failure, Outcome};
 use crate::local::Needs;
 use crate::output;
-use crate::session::Session;
+use crate::session::{Heard, Session};
 
 #[derive(Serialize)]
 struct Answer<'a> {
@@ -22,6 +22,9 @@ struct Answer<'a> {
     request: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     resumed: Option<u32>,
+    /// How often it began again under other numerics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restarted: Option<u32>,
 }
 
 pub(crate) fn run(args: Ask) -> Outcome {
@@ -49,8 +52,17 @@ pub(crate) fn run(args: Ask) -> Outcome {
     // On a terminal the answer appears as it is made.
     let live = !args.json && std::io::stdout().is_terminal();
     let mut shown = 0;
-    let (prompt, done, course) = session.ask(request, |text| {
-        shown += text.len();
+    let (prompt, done, course) = session.ask(request, |heard| {
+        let text = match heard {
+            Heard::Text(text) => {
+                shown += text.len();
+                text
+            }
+            Heard::Void => {
+                let before = std::mem::take(&mut shown);
+                if before > 0 { "\n" } else { "" }
+            }
+        };
         if live {
             let mut stdout = std::io::stdout().lock();
             let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -66,6 +78,7 @@ pub(crate) fn run(args: Ask) -> Outcome {
             text,
             request: remote.then_some(course.request.as_str()),
             resumed: remote.then_some(course.resumed),
+            restarted: remote.then_some(course.restarted),
         })?;
     } else {
         // The end of an answer may come with its last event alone.

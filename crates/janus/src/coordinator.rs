@@ -1,5 +1,6 @@
 //! `janus coordinator`: leads a cluster, or stands by until the leader is gone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic::service::interceptor::InterceptedService;
 
-use crate::args::Coordinator as Args;
+use crate::args::{Coordinator as Args, OtherNumerics};
 use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
 use crate::jobs::kept::{self, prove};
@@ -104,12 +105,17 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
                 spares: args.spares,
                 kv_positions,
                 numerics: identity.numerics.clone(),
+                others: match args.other_numerics {
+                    OtherNumerics::Park => BTreeMap::new(),
+                    OtherNumerics::Restart => others(&spec, &identity.numerics),
+                },
                 model: janus_wire::hello::hex(&digest.0),
             },
             sizes: sizes(&spec, weights, kv),
             limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS, kept: KEPT },
             patience: PATIENCE,
             log_every: Duration::from_secs(args.log_every),
+            keep: Duration::from_secs(args.keep_results),
             tenants: tenants.clone(),
             draining: draining.clone(),
             jobs,
@@ -242,11 +248,22 @@ async fn follow_election(
                     let _ = leadership.wait_for(|l| !still(l)).await;
                 };
                 let ruling = async {
-                    let begun = realm.lead(epoch, tokenizer()?, over.clone()).await.map_err(broken)?;
-                    reign.send_replace(begun);
-                    std::future::pending::<Outcome>().await
+                    let mut placements = 0;
+                    loop {
+                        let ended = over.child_token();
+                        let lead = realm.lead(epoch, placements, tokenizer()?, ended.clone());
+                        let Some(begun) = lead.await.map_err(broken)? else { return std::future::pending().await };
+                        let mut restart = begun.conductor.restart();
+                        reign.send_replace(Some(begun));
+                        let restart = restart.wait_for(Option::is_some).await.ok().and_then(|restart| restart.clone());
+                        // Callers come back by themselves, and find their requests begun again.
+                        let Some(restart) = restart else { return std::future::pending().await };
+                        ended.cancel();
+                        reign.send_replace(None);
+                        placements = restart.placements;
+                    }
                 };
-                let ended = tokio::select! {
+                let ended: Outcome = tokio::select! {
                     () = deposed => Ok(()),
                     failed = ruling => failed,
                 };
@@ -324,6 +341,14 @@ async fn follow_readiness(
             () = draining.cancelled(), if !draining.is_cancelled() => {}
         }
     }
+}
+
+/// The numerics ids of other nodes for this model, and what the planner counts under each.
+fn others(spec: &ModelSpec, ours: &str) -> BTreeMap<String, ModelSizes> {
+    let formats = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Q8, WeightFormat::Q4];
+    let each = formats.into_iter().flat_map(|weights| [KvDtype::F32, KvDtype::Bf16].map(|kv| (weights, kv)));
+    let named = each.map(|(weights, kv)| (janus_worker::cpu_numerics(weights, kv), sizes(spec, weights, kv)));
+    named.filter(|(numerics, _)| numerics != ours).collect()
 }
 
 /// What the planner counts.

@@ -22,6 +22,9 @@ struct Answer<'a> {
     request: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     resumed: Option<u32>,
+    /// How often they began again under other numerics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restarted: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -49,7 +52,7 @@ pub(crate) fn run(args: Generate) -> Outcome {
     let total = (grid * grid) as u32;
     let bar = terminal::bar(args.count * total as usize, "painting");
     let (mut prompt_tokens, mut pictures) = (Vec::new(), Vec::new());
-    let (mut requests, mut resumed) = (Vec::new(), 0);
+    let (mut requests, mut resumed, mut restarted) = (Vec::new(), 0, 0);
     for first in (0..args.count).step_by(BATCH) {
         let count = BATCH.min(args.count - first);
         let request = v1::GenerateImageRequest {
@@ -73,6 +76,7 @@ pub(crate) fn run(args: Generate) -> Outcome {
         prompt_tokens = prompt;
         requests.push(course.request);
         resumed += course.resumed;
+        restarted += course.restarted;
         for picture in painted {
             finish(&picture, &paths[pictures.len()], args.json)?;
             pictures.push(picture);
@@ -98,6 +102,7 @@ pub(crate) fn run(args: Generate) -> Outcome {
             images: images.collect(),
             request: remote.then(|| requests.join(",")),
             resumed: remote.then_some(resumed),
+            restarted: remote.then_some(restarted),
         })?;
     }
     Ok(())

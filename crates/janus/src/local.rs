@@ -217,7 +217,7 @@ impl Local {
         let parts_here = members(&stages_here, &encoders, &decoders, &identity);
         let alone = Alone::new(identity.node.clone(), address.to_string(), vec![driver.clone()], parts_here);
         let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
-        let model_digest = identity.model;
+        let ours = identity.clone();
         let tenants = match &kept {
             Some(kept) => {
                 let operator = options.operator.as_deref();
@@ -234,6 +234,8 @@ impl Local {
             patience: PATIENCE,
             ledger: None,
             tenants: tenants.clone(),
+            restart: false,
+            keep: janus_coordinator::request::KEEP,
             draining: draining.clone(),
             over: shutdown.clone(),
         };
@@ -242,7 +244,7 @@ impl Local {
         janus_coordinator::observe_drivers(move || vec![seen.clone()]);
         tenants.observe();
         let (jobs, forgotten) = match kept {
-            Some(kept) => keep_jobs(kept, &coordinator, &driver, &tenants, model_digest, &shutdown).await?,
+            Some(kept) => keep_jobs(kept, &coordinator, &driver, &tenants, &ours, &shutdown).await?,
             None => (None, None),
         };
 
@@ -349,14 +351,15 @@ async fn keep_jobs(
     coordinator: &Coordinator,
     driver: &DriverHandle,
     tenants: &Tenants,
-    model: [u8; 32],
+    identity: &Identity,
     over: &CancellationToken,
 ) -> Outcome<(Option<Jobs>, Option<tempfile::TempDir>)> {
     let Kept { store, keys, epoch, objects, options, forgotten } = kept;
     let options = kept::for_tenants(options, tenants.clone());
     tenants.read_usage().await.map_err(Failure::mistake)?;
     tenants.trim_audit().await.map_err(Failure::mistake)?;
-    let (_, logs) = Ledger::read(store.as_ref(), &keys).await.map_err(Failure::mistake)?;
+    let (numerics, model) = (identity.numerics.clone(), identity.model);
+    let (_, logs) = Ledger::read(store.as_ref(), &keys, &numerics).await.map_err(Failure::mistake)?;
     let setup = Setup {
         store: store.clone(),
         keys: keys.clone(),
@@ -379,7 +382,7 @@ async fn keep_jobs(
         loop {
             tokio::time::sleep(LOG_EVERY).await;
             if lasting {
-                let written = write_logs(store.as_ref(), &keys, CLUSTER, epoch, 1, driver.logs().await).await;
+                let written = write_logs(store.as_ref(), &keys, CLUSTER, epoch, 1, &numerics, driver.logs().await).await;
                 if let Err(error) = written {
                     tracing::warn!(%error, "token logs are not written down");
                 }

@@ -53,11 +53,31 @@ pub(crate) struct Painted {
     pub(crate) picture: janus_model::image::Rgb8,
 }
 
-/// What a request was called, and how often it went on after a loss.
+/// What a request was called, how often it went on after a loss, and how often it began again under other numerics.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Course {
     pub(crate) request: String,
     pub(crate) resumed: u32,
+    pub(crate) restarted: u32,
+}
+
+impl Course {
+    /// Whether this is news: then everything before is void.
+    fn begins_again(&mut self, restarted: &v1::Restarted) -> bool {
+        let news = restarted.count > self.restarted;
+        if news {
+            tracing::info!(numerics = restarted.numerics, "the request began again under other numerics");
+            self.restarted = restarted.count;
+        }
+        news
+    }
+}
+
+/// How an answer grows.
+pub(crate) enum Heard<'a> {
+    Text(&'a str),
+    /// It began again: what was heard before is void.
+    Void,
 }
 
 /// What has been heard of a picture request so far; it survives a change of coordinators.
@@ -157,7 +177,7 @@ impl Session {
         mut on_progress: impl FnMut(u32, u32),
     ) -> Outcome<(Vec<u32>, Vec<Painted>, Course)> {
         let header = self.header();
-        let mut course = Course { request: header.request_id.clone(), resumed: 0 };
+        let mut course = Course { request: header.request_id.clone(), ..Course::default() };
         request.header = Some(header);
         let mut painting = Painting::default();
         let (mut broken, mut heard) = (0, Instant::now());
@@ -185,10 +205,10 @@ impl Session {
     pub(crate) fn ask(
         &mut self,
         mut request: v1::ChatRequest,
-        mut on_text: impl FnMut(&str),
+        mut on_text: impl FnMut(Heard<'_>),
     ) -> Outcome<(Vec<u32>, v1::ChatDone, Course)> {
         let header = self.header();
-        let mut course = Course { request: header.request_id.clone(), resumed: 0 };
+        let mut course = Course { request: header.request_id.clone(), ..Course::default() };
         request.header = Some(header);
         let mut answering = Answering::default();
         let (mut broken, mut heard) = (0, Instant::now());
@@ -321,6 +341,12 @@ impl Painting {
                     return Ended::Done;
                 }
                 Some(generate_image_event::Event::Resumed(r)) => course.resumed = course.resumed.max(r.count),
+                Some(generate_image_event::Event::Restarted(r)) => {
+                    if course.begins_again(&r) {
+                        std::mem::take(&mut self.known).into_keys().for_each(|index| on_progress(index, 0));
+                        self.painted.clear();
+                    }
+                }
                 Some(
                     generate_image_event::Event::Accepted(_)
                     | generate_image_event::Event::Queued(_)
@@ -338,7 +364,7 @@ impl Answering {
         client: &mut InferenceClient<Channel>,
         request: v1::ChatRequest,
         course: &mut Course,
-        on_text: &mut impl FnMut(&str),
+        on_text: &mut impl FnMut(Heard<'_>),
     ) -> Ended {
         let mut events = match client.chat(signed(request)).await {
             Ok(events) => events.into_inner(),
@@ -357,7 +383,7 @@ impl Answering {
                     let end = at + token.text.len();
                     // The same bits come again, so a cut within a piece is a cut between characters.
                     if let Some(new) = token.text.get(self.passed.saturating_sub(at).min(token.text.len())..) {
-                        on_text(new);
+                        on_text(Heard::Text(new));
                     }
                     self.passed = self.passed.max(end);
                     at = end;
@@ -367,6 +393,12 @@ impl Answering {
                     return Ended::Done;
                 }
                 Some(chat_event::Event::Resumed(r)) => course.resumed = course.resumed.max(r.count),
+                Some(chat_event::Event::Restarted(r)) => {
+                    if course.begins_again(&r) {
+                        self.passed = 0;
+                        on_text(Heard::Void);
+                    }
+                }
                 Some(chat_event::Event::Accepted(_) | chat_event::Event::Queued(_)) | None => {}
             }
         }

@@ -320,6 +320,7 @@ fn coordinator(
         ("--stages", args.here.stages.to_string()),
         ("--pipelines", args.pipelines.to_string()),
         ("--spares", args.spares.to_string()),
+        ("--other-numerics", args.other_numerics.name().to_owned()),
         ("--jobs", jobs.to_owned()),
         ("--jobs-window", args.keep.jobs_window.to_string()),
         ("--jobs-keep", args.keep.jobs_keep.to_string()),

@@ -11,6 +11,8 @@
 - --spares={{ .Values.coordinator.spares }}
 - --kv-positions={{ .Values.coordinator.kvPositions }}
 - --log-every={{ .Values.coordinator.logEverySeconds }}
+- --keep-results={{ .Values.coordinator.keepResultsSeconds }}
+- --other-numerics={{ .Values.coordinator.otherNumerics }}
 {{- with include "janus.jobsUrl" . }}
 - --jobs={{ . }}
 - --jobs-window={{ $.Values.coordinator.jobs.window }}

@@ -168,7 +168,7 @@ impl Conductor {
         Ok(better)
     }
 
-    fn one(&mut self, problem: Problem) -> Result<PipelinePlan, String> {
+    pub(super) fn one(&mut self, problem: Problem) -> Result<PipelinePlan, String> {
         self.answer(Question { problem, repair: None })
     }
 

@@ -7,6 +7,7 @@
 //! drain and the first start: plan, load what is missing, place under a new epoch; the driver replays its token logs.
 
 mod arrange;
+mod other;
 pub mod run;
 mod state;
 
@@ -19,6 +20,7 @@ use janus_cluster::{Member, Role};
 
 use crate::pipeline::{Placement, StageNode};
 use arrange::Question;
+pub use other::GIVEN_UP;
 use state::Pipeline;
 pub use state::Standing;
 
@@ -46,6 +48,9 @@ pub struct Wishes {
     pub kv_positions: usize,
     /// Members of other numerics or models are left alone.
     pub numerics: String,
+    /// Numerics ids to go over to when nothing of ours can run any more, with the model's sizes under each; if there are
+    /// none, units wait.
+    pub others: BTreeMap<String, ModelSizes>,
     /// Digest of the model, in hex.
     pub model: String,
 }
@@ -89,6 +94,8 @@ pub enum Event {
         /// Why it could not.
         failure: Option<String>,
     },
+    /// [`Action::Restart`] could not be written down: it is not to happen, unless it is still needed.
+    NotRestarted,
     /// Time goes on.
     Tick,
 }
@@ -104,6 +111,9 @@ pub enum Action {
     Place(usize, Placement),
     /// Nobody can run this pipeline now: its units may go to another one.
     Parked(usize),
+    /// Nothing is left that could run any pipeline, but there would be under this numerics id: everything is to begin again
+    /// under it. A conductor says so once, unless [`Event::NotRestarted`] comes back.
+    Restart(String),
 }
 
 /// The state machine.
@@ -120,6 +130,11 @@ pub struct Conductor {
     apart: BTreeMap<(String, String), Now>,
     asking: BTreeSet<String>,
     pipelines: Vec<Pipeline>,
+    /// Something ran before, here or under a predecessor.
+    worked: bool,
+    /// Since when nothing of our numerics could run, and whether that was said.
+    hopeless: Option<Now>,
+    restarting: bool,
     /// What nodes outside of the pipelines hold or load.
     preloaded: BTreeMap<String, (Range<usize>, bool)>,
     /// The latest questions to the planner.
@@ -140,13 +155,28 @@ impl Conductor {
             suspects: BTreeMap::new(),
             apart: BTreeMap::new(),
             asking: BTreeSet::new(),
+            worked: false,
+            hopeless: None,
+            restarting: false,
             preloaded: BTreeMap::new(),
             answers: VecDeque::new(),
         }
     }
 
+    /// Goes on with the epochs of an earlier conductor under the same fence, which gave `placements` of them.
+    pub fn after(mut self, placements: u64) -> Self {
+        (self.placements, self.worked) = (placements, true);
+        self
+    }
+
+    /// How many epochs were given under this fence.
+    pub fn placements(&self) -> u64 {
+        self.placements
+    }
+
     /// Goes on with what a predecessor had planned, if its nodes are still there.
     pub fn inherit(&mut self, plans: Vec<PipelinePlan>) {
+        self.worked |= !plans.is_empty();
         for (pipeline, plan) in self.pipelines.iter_mut().zip(plans) {
             (pipeline.inherited, pipeline.begun) = (Some(plan), true);
         }
@@ -164,6 +194,7 @@ impl Conductor {
             Event::Members(members) => self.members(now, members, &mut actions),
             Event::Ready { pipeline, epoch } => {
                 if self.pipelines.get_mut(pipeline).is_some_and(|p| p.ready(epoch)) {
+                    self.worked = true;
                     // Whoever waits for nodes may have found nobody ready to take its units.
                     let parked = (0..self.pipelines.len()).filter(|i| self.pipelines[*i].parked);
                     actions.extend(parked.map(Action::Parked));
@@ -172,6 +203,7 @@ impl Conductor {
             Event::Lost { pipeline, epoch, reason, stage } => self.lost(now, pipeline, epoch, reason, stage, &mut actions),
             Event::Asked { node, answers } => self.asked(now, &node, answers),
             Event::Loaded { node, layers, failure } => self.loaded(now, &node, layers, failure, &mut actions),
+            Event::NotRestarted => self.restarting = false,
             Event::Tick => {}
         }
         self.forget(now, &mut actions);
@@ -179,6 +211,7 @@ impl Conductor {
             self.arrange(now, pipeline, &mut actions);
         }
         self.stand_by(&mut actions);
+        actions.extend(self.other_numerics(now).map(Action::Restart));
         debug_assert_eq!(self.violated(), None);
         actions
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use janus_cluster::plan::{ModelSizes, PipelinePlan, Problem};
-use janus_cluster::{Keys, Member, Members, Store, Txn, guard};
+use janus_cluster::{Error, Keys, Member, Members, Store, Txn, guard};
 use janus_wire::v1::node_client::NodeClient;
 use janus_wire::v1::{DescribeRequest, DrainNodeRequest, PrepareRequest, Role};
 use janus_wire::{Identity, Security, status};
@@ -49,6 +49,8 @@ pub struct Setup {
     pub places: Vec<watch::Sender<Option<Arc<Placement>>>>,
     /// From the drivers; their pipelines are numbered from 1.
     pub reports: mpsc::UnboundedReceiver<Report>,
+    /// Epochs that were given under this fence before, if the cluster went over to other numerics.
+    pub before: Option<u64>,
     /// Called when a pipeline has no nodes.
     pub parked: Arc<dyn Fn(usize) + Send + Sync>,
 }
@@ -70,9 +72,24 @@ pub struct Handle {
     view: watch::Receiver<View>,
     drains: mpsc::Sender<(String, oneshot::Sender<Result<(), Status>>)>,
     questions: mpsc::Sender<oneshot::Sender<Problem>>,
+    restart: watch::Receiver<Option<Restart>>,
+}
+
+/// Everything is to begin again under other numerics, and that is written down.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Restart {
+    /// Their id.
+    pub numerics: String,
+    /// Epochs that were given under this fence.
+    pub placements: u64,
 }
 
 impl Handle {
+    /// Set when nothing is left that could go on as it began.
+    pub fn restart(&self) -> watch::Receiver<Option<Restart>> {
+        self.restart.clone()
+    }
+
     /// How everything stands.
     pub fn view(&self) -> watch::Receiver<View> {
         self.view.clone()
@@ -111,6 +128,15 @@ impl Handle {
     }
 }
 
+/// The numerics id that the cluster went over to, if it did.
+///
+/// # Errors
+/// The store's.
+pub async fn read_numerics(store: &dyn Store, keys: &Keys) -> Result<Option<String>, Error> {
+    let entry = store.get(&keys.numerics()).await?;
+    Ok(entry.and_then(|entry| String::from_utf8(entry.value.to_vec()).ok()))
+}
+
 /// The plans a predecessor wrote down.
 ///
 /// # Errors
@@ -129,7 +155,11 @@ pub fn start(setup: Setup, plans: Vec<PipelinePlan>, shutdown: CancellationToken
     let (drains, draining) = mpsc::channel(16);
     let (questions, asked) = mpsc::channel(16);
     let mut conductor = Conductor::new(setup.wishes.clone(), setup.sizes.clone(), setup.fence);
+    if let Some(placements) = setup.before {
+        conductor = conductor.after(placements);
+    }
     conductor.inherit(plans);
+    let (restarting, restart) = watch::channel(None);
     let (news, inbox) = mpsc::unbounded_channel();
     let run = Run {
         setup,
@@ -139,9 +169,10 @@ pub fn start(setup: Setup, plans: Vec<PipelinePlan>, shutdown: CancellationToken
         news,
         view,
         planned: watch::channel(Vec::new()).0,
+        restarting: Arc::new(restarting),
     };
     tokio::spawn(run.forever(inbox, draining, asked, shutdown));
-    Handle { view: watching, drains, questions }
+    Handle { view: watching, drains, questions, restart }
 }
 
 struct Run {
@@ -153,6 +184,7 @@ struct Run {
     news: mpsc::UnboundedSender<Event>,
     view: watch::Sender<View>,
     planned: watch::Sender<Vec<PipelinePlan>>,
+    restarting: Arc<watch::Sender<Option<Restart>>>,
 }
 
 impl Run {
@@ -256,7 +288,30 @@ impl Run {
                 self.planned.send_replace(self.conductor.plans());
             }
             Action::Parked(pipeline) => (self.setup.parked)(pipeline),
+            Action::Restart(numerics) => self.restart(numerics),
         }
+    }
+
+    /// Whoever leads next has to know, so it is written down first.
+    fn restart(&self, numerics: String) {
+        tracing::warn!(from = self.setup.wishes.numerics, to = numerics, "nothing can go on as it began; beginning again");
+        let (store, key, cluster, fence) =
+            (self.setup.store.clone(), self.setup.keys.numerics(), self.setup.identity.cluster.clone(), self.setup.fence);
+        let (restarting, placements) = (self.restarting.clone(), self.conductor.placements());
+        let news = self.news.clone();
+        tokio::spawn(async move {
+            let Ok(txn) = guard(Txn::new().put(key, numerics.clone().into_bytes()), &cluster, fence) else { return };
+            match store.commit(txn).await.and_then(|committed| committed.done("the coordinator's epoch")) {
+                Ok(_) => drop(restarting.send_replace(Some(Restart { numerics, placements }))),
+                // Somebody else leads.
+                Err(Error::Conflict { .. }) => {}
+                Err(error) => {
+                    tracing::info!(%error, "the other numerics are not written down yet");
+                    tokio::time::sleep(ANSWER).await;
+                    let _ = news.send(Event::NotRestarted);
+                }
+            }
+        });
     }
 
     fn load(&self, node: String, layers: Range<usize>, epoch: u64) {

@@ -81,6 +81,8 @@ pub(super) fn work(shared: &Arc<Shared>, tenant: &str, mut request: v1::ChatRequ
         blobs: pictures.iter().map(|blob| blob.data.clone()).collect(),
         admitted_unix_ms: params::now_unix_ms(),
         model: shared.identity.model.to_vec().into(),
+        numerics: shared.identity.numerics.clone(),
+        restarted: 0,
     };
     Ok(Work { header, fingerprint, record, specs, pictures, home, admitted })
 }
@@ -178,6 +180,9 @@ async fn follow(shared: Arc<Shared>, reader: Reader, stops: Vec<String>, out: Ou
     let (mut announced, mut queued, mut seen, mut resumed) = (false, None, 0, 0);
     let durable = record.accepted().await?;
     send(v1::chat_event::Event::Accepted(v1::Accepted { durable })).await?;
+    if let Some(restarted) = shared.restarted(record) {
+        send(v1::chat_event::Event::Restarted(restarted)).await?;
+    }
     let mut stops = Stops::new(stops);
     let mut text = String::new();
     let mut tokens = Vec::new();

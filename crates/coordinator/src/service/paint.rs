@@ -105,6 +105,8 @@ pub(super) async fn work(
         blobs: initial.iter().map(|blob| blob.data.clone()).collect(),
         admitted_unix_ms: params::now_unix_ms(),
         model: shared.identity.model.to_vec().into(),
+        numerics: shared.identity.numerics.clone(),
+        restarted: 0,
     };
     Ok(Work { header, fingerprint, record, specs, pictures: Vec::new(), home, admitted })
 }
@@ -165,6 +167,9 @@ async fn follow(
     let mut shown = None;
     let durable = record.accepted().await?;
     send(v1::generate_image_event::Event::Accepted(v1::Accepted { durable })).await?;
+    if let Some(restarted) = shared.restarted(record) {
+        send(v1::generate_image_event::Event::Restarted(restarted)).await?;
+    }
     loop {
         watch.borrow_and_update();
         let times = record.resumed();

@@ -29,6 +29,7 @@ pub(super) struct Calls {
     pace: Histogram<f64>,
     ended: Counter<u64>,
     open: UpDownCounter<i64>,
+    restarted: Counter<u64>,
 }
 
 /// What is asked for.
@@ -79,6 +80,7 @@ impl Calls {
             meter.f64_histogram(name).with_unit("s").with_description(about).with_boundaries(bounds.to_vec()).build()
         };
         let ended = meter.u64_counter("janus.requests").with_description("Requests that have ended");
+        let begun_again = "Requests that began again under other numerics";
         let open = meter.i64_up_down_counter("janus.requests.open").with_description("Requests that are being answered");
         Calls {
             model: KeyValue::new("gen_ai.request.model", model.to_owned()),
@@ -86,8 +88,13 @@ impl Calls {
             first: seconds("gen_ai.server.time_to_first_token", "From the call to the first id", &WAITS),
             pace: seconds("gen_ai.server.time_per_output_token", "Between ids, after the first", &PACES),
             ended: ended.build(),
+            restarted: meter.u64_counter("janus.requests.restarted").with_description(begun_again).build(),
             open: open.build(),
         }
+    }
+
+    pub(super) fn restarted(&self, requests: u64) {
+        self.restarted.add(requests, &[]);
     }
 }
 

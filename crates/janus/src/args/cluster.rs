@@ -90,10 +90,36 @@ pub(crate) struct Coordinator {
     /// Seconds between two records of the token logs
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) log_every: u64,
+    /// Seconds for which the answer to a finished request can be read again
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) keep_results: u64,
+    /// When no node is left that computes as the running requests began, but nodes of another weight format or KV type are: wait
+    /// for nodes of the first kind, or begin again from the seeds
+    #[arg(long, value_enum, default_value = "park")]
+    pub(crate) other_numerics: OtherNumerics,
     #[command(flatten)]
     pub(crate) keep: KeepJobs,
     #[command(flatten)]
     pub(crate) credentials: Credentials,
+}
+
+/// What becomes of requests that no node is left for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OtherNumerics {
+    /// They wait
+    Park,
+    /// They begin again
+    Restart,
+}
+
+impl OtherNumerics {
+    /// As on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            OtherNumerics::Park => "park",
+            OtherNumerics::Restart => "restart",
+        }
+    }
 }
 
 /// What a worker can do.
@@ -154,6 +180,10 @@ pub(crate) struct Up {
     /// Encoder and decoder processes, each
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub(crate) painters: usize,
+    /// When no node is left that computes as the running requests began, but nodes of another weight format or KV type are: wait
+    /// for nodes of the first kind, or begin again from the seeds
+    #[arg(long, value_enum, default_value = "park")]
+    pub(crate) other_numerics: OtherNumerics,
     /// Where the cluster's state is kept; with the same directory it goes on where it was [default: forgotten at the end]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,

@@ -14,7 +14,7 @@ use janus_coordinator::MAX_CFG_WEIGHT;
 use serde::Deserialize;
 
 pub(crate) use cluster::Node;
-pub(crate) use cluster::{Coordinator, Drain, Roles, Status, Store, Tether, Top, Up, Worker};
+pub(crate) use cluster::{Coordinator, Drain, OtherNumerics, Roles, Status, Store, Tether, Top, Up, Worker};
 pub(crate) use gateway::{Door, Gateway};
 pub(crate) use jobs::{Deed, Jobs, KeepJobs, List as JobsList, Server as JobsServer, Submit, Urgency};
 pub(crate) use sight::{LogFormat, Sight};
