@@ -31,12 +31,12 @@ const HIDDEN: usize = 2048;
 /// Of all layers, for one row: what a step of 16 rows of Janus-Pro-1B takes, by the row. So a full microbatch costs what
 /// was measured, and company makes nothing cheaper: N stages can be N times as fast, and no faster.
 const ROW: Duration = Duration::from_micros(153_000 / 16);
-/// Pictures for each stage: as many as fill a microbatch.
-const PICTURES: usize = 8;
+/// Pictures for each stage: so many that one microbatch more than there are stages is under way.
+const PICTURES: usize = 9;
 /// What is drawn in this time counts.
 const WATCH: Duration = Duration::from_secs(15);
 /// Units that a stage has open at most.
-const SLOTS: usize = 64;
+const SLOTS: usize = PICTURES * STAGES;
 const BAR: f64 = 0.95;
 
 fn main() -> ExitCode {
