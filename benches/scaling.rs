@@ -81,7 +81,7 @@ fn rate(stages: usize) -> f64 {
         security: Security::Plain,
         pipeline: 1,
         places: Places::Led(placed, reports),
-        limits: Limits { slots: SLOTS, kv_positions: 1 << 20, queue: 1024, pools: stages, rows: 16 },
+        limits: Limits { slots: SLOTS, kv_positions: 1 << 20, queue: 1024, pools: stages, rows: 16, kept: 0 },
         canary: vec![tokenizer.special().bos, tokenizer.special().begin_of_image],
     };
     let driver = driver.start(shutdown.clone()).unwrap();
@@ -162,6 +162,14 @@ impl Compute for Timed {
     fn close(&mut self, _: usize) {}
 
     fn truncate(&mut self, _: usize, _: usize) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn copy(&mut self, _: usize, _: usize, _: usize) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn shrink(&mut self, _: usize, _: usize) -> Result<(), String> {
         Ok(())
     }
 
