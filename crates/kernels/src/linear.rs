@@ -32,8 +32,9 @@ thread_local! {
 }
 
 /// `out[m, n] = sum over k of x[m, k] * w[n, k]`, plus `bias[n]` added last. Row-major `x` (`m * k`) and `out`
-/// (`m * n`); `m` from 1 up. Float formats: one chain over `k` starting at 0. Quantised formats: `x` is quantised per
-/// row and block of 32, block sums are exact integers, and the chain runs over the blocks.
+/// (`m * n`); `m` from 1 up. One chain over `k` starting at 0, of the weights as they are stored; `Q8` too, whose scale times
+/// code is exact. `Q4`: `x` is quantised per row and block of 32, block sums are exact integers, and the chain runs over
+/// the blocks.
 ///
 /// # Panics
 /// If the shapes differ.
@@ -45,10 +46,10 @@ pub fn linear(pool: &Pool, x: &[f32], w: &Packed, bias: Option<&[f32]>, out: &mu
         return;
     }
     match w.format() {
-        WeightFormat::F32 | WeightFormat::Bf16 => {
+        WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::Q8 => {
             SCRATCH.with_borrow_mut(|scratch| float(pool, x, rows, w, bias, out, scratch.arranged.reserve(x.len())));
         }
-        WeightFormat::Q8 | WeightFormat::Q4 => {
+        WeightFormat::Q4 => {
             SCRATCH.with_borrow_mut(|scratch| quantised(pool, x, rows, w, bias, out, scratch));
         }
     }

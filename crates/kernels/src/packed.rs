@@ -5,7 +5,8 @@
 //! * `F32`: for each input, 32 floats (two cache lines).
 //! * `Bf16`: for each input, 16 little-endian u32; the low half of lane `i` is output `i`, the high half output
 //!   `i + 16`, so that one shift and one mask widen a whole line (one cache line).
-//! * `Q8`: for each block of 32 inputs, 32 bf16 scales, then 8 groups of 4 inputs: 32 outputs x 4 signed bytes.
+//! * `Q8`: for each block of 16 inputs, 32 bf16 scales, then for each input a little-endian u32 whose bit `i` is set if
+//!   output `i` is negative, then for each input 32 magnitudes of a byte.
 //! * `Q4`: for each block of 32 inputs, 32 bf16 scales, then 4 double groups: 32 outputs x 4 bytes, the low nibble
 //!   from group `2g`, the high one from `2g + 1`, each value offset by 8.
 
@@ -22,8 +23,13 @@ pub(crate) use quant::{BLOCK, q4_value};
 pub(crate) const PANEL: usize = 32;
 /// Bytes of scales at the start of a quantised block.
 pub(crate) const SCALES: usize = 2 * PANEL;
+/// Inputs of a q8 block.
+pub(crate) const Q8_INPUTS: usize = 16;
+/// Where signs and magnitudes of a q8 block start.
+pub(crate) const Q8_SIGNS: usize = SCALES;
+pub(crate) const Q8_MAGNITUDES: usize = Q8_SIGNS + Q8_INPUTS * PANEL / 8;
 /// Bytes of one q8 block of a panel.
-pub(crate) const Q8_BLOCK: usize = SCALES + PANEL * BLOCK;
+pub(crate) const Q8_BLOCK: usize = Q8_MAGNITUDES + Q8_INPUTS * PANEL;
 /// Bytes of one q4 block of a panel.
 pub(crate) const Q4_BLOCK: usize = SCALES + PANEL * BLOCK / 2;
 
@@ -34,7 +40,7 @@ pub enum WeightFormat {
     F32,
     /// bfloat16, widened exactly when used: same bits as `F32` for weights that are bf16 already.
     Bf16,
-    /// Signed 8-bit, one bf16 scale per 32 inputs; activations quantised alike.
+    /// A sign and 8 bits, one bf16 scale per 16 inputs; activations as they are.
     Q8,
     /// Signed 4-bit, one bf16 scale per 32 inputs; activations to 8 bits.
     Q4,
@@ -56,7 +62,7 @@ impl WeightFormat {
         match self {
             WeightFormat::F32 => k * PANEL * 4,
             WeightFormat::Bf16 => k * PANEL * 2,
-            WeightFormat::Q8 => k.div_ceil(BLOCK) * Q8_BLOCK,
+            WeightFormat::Q8 => k.div_ceil(Q8_INPUTS) * Q8_BLOCK,
             WeightFormat::Q4 => k.div_ceil(BLOCK) * Q4_BLOCK,
         }
     }
@@ -145,7 +151,14 @@ impl Packed {
             *out = match self.format {
                 WeightFormat::F32 => f32::from_le_bytes(bytes(panel, (k * PANEL + lane) * 4)),
                 WeightFormat::Bf16 => bf16_to_f32(u16::from_le_bytes(bytes(panel, 2 * (k * PANEL + bf16_lane(lane))))),
-                WeightFormat::Q8 | WeightFormat::Q4 => {
+                WeightFormat::Q8 => {
+                    let block = &panel[k / Q8_INPUTS * Q8_BLOCK..][..Q8_BLOCK];
+                    let scale = bf16_to_f32(u16::from_le_bytes(bytes(block, 2 * lane)));
+                    let signs = u32::from_le_bytes(bytes(block, Q8_SIGNS + k % Q8_INPUTS * PANEL / 8));
+                    let magnitude = f32::from(block[Q8_MAGNITUDES + k % Q8_INPUTS * PANEL + lane]) * scale;
+                    if signs >> lane & 1 == 1 { -magnitude } else { magnitude }
+                }
+                WeightFormat::Q4 => {
                     let (scale, value) = self.quantised(panel, lane, k);
                     scale * value as f32
                 }
@@ -153,26 +166,21 @@ impl Packed {
         }
     }
 
-    /// Scale and integer of one quantised weight.
+    /// Scale and integer of one q4 weight.
     fn quantised(&self, panel: &[u8], lane: usize, k: usize) -> (f32, i32) {
         let (block, within) = (k / BLOCK, k % BLOCK);
-        let size = if self.format == WeightFormat::Q8 { Q8_BLOCK } else { Q4_BLOCK };
-        let block = &panel[block * size..][..size];
+        let block = &panel[block * Q4_BLOCK..][..Q4_BLOCK];
         let scale = bf16_to_f32(u16::from_le_bytes(bytes(block, 2 * lane)));
         let codes = &block[SCALES..];
-        let value = match self.format {
-            WeightFormat::Q8 => i32::from(codes[(within / 4 * PANEL + lane) * 4 + within % 4] as i8),
-            _ => q4_value(codes[(within / 8 * PANEL + lane) * 4 + within % 4], within / 4 % 2),
-        };
-        (scale, value)
+        (scale, q4_value(codes[(within / 8 * PANEL + lane) * 4 + within % 4], within / 4 % 2))
     }
 
-    /// Scale and codes of one block of 32 inputs of output `row`, in a quantised format: for tests of what `linear` adds.
+    /// Scale and codes of one block of 32 inputs of output `row`, in q4: for tests of what `linear` adds.
     ///
     /// # Panics
-    /// If `row` or `block` is beyond the weight, or the format isn't quantised.
+    /// If `row` or `block` is beyond the weight, or the format is another.
     pub fn block(&self, row: usize, block: usize) -> (f32, [i8; BLOCK]) {
-        assert!(matches!(self.format, WeightFormat::Q8 | WeightFormat::Q4) && row < self.n, "block: not there");
+        assert!(self.format == WeightFormat::Q4 && row < self.n, "block: not there");
         let panel = self.panel(row / PANEL);
         let mut codes = [0; BLOCK];
         for (i, code) in codes.iter_mut().enumerate() {
@@ -304,7 +312,10 @@ impl PackedBuilder {
                     if row.iter().any(|value| !value.is_finite()) {
                         return Err(Error::NotRepresentable { row: index * PANEL + lane, format });
                     }
-                    quant::store_row(format, row, lane, panel);
+                    match format {
+                        WeightFormat::Q8 => quant::store_q8(row, lane, panel),
+                        _ => quant::store_q4(row, lane, panel),
+                    }
                 }
             }
         }

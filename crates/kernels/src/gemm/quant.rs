@@ -1,4 +1,4 @@
-//! q8 and q4 weights with int8 activations. A block of 32 inputs is an exact integer dot product, so its order and
+//! q4 weights with int8 activations. A block of 32 inputs is an exact integer dot product, so its order and
 //! instructions don't matter; the chain over blocks, `sum = fma(dot, weight scale * row scale, sum)`, is the canonical
 //! one. `linear` quantises the rows, then walks the panels.
 
@@ -8,7 +8,7 @@ use self::dot::Dot;
 use super::{AHEAD, BEYOND};
 use crate::isa::simd_fn;
 use crate::math;
-use crate::packed::{BLOCK, PANEL, Packed, Q4_BLOCK, Q8_BLOCK, SCALES, WeightFormat};
+use crate::packed::{BLOCK, PANEL, Packed, Q4_BLOCK, SCALES};
 use crate::simd::lanes_fn;
 
 /// Quantised rows, block by block: 32 codes, the scale, and the sum of the codes for each row.
@@ -81,25 +81,13 @@ lanes_fn! {
 
 #[inline(always)]
 unsafe fn walk_with<L: Dot>(job: &Job<'_>, first: usize, last: usize, sums: *mut f32) {
-    // SAFETY: forwarded.
-    unsafe {
-        match job.w.format() {
-            WeightFormat::Q4 => panels::<L, true>(job, first, last, sums),
-            _ => panels::<L, false>(job, first, last, sums),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn panels<L: Dot, const Q4: bool>(job: &Job<'_>, first: usize, last: usize, sums: *mut f32) {
     let n = job.w.n();
-    let size = if Q4 { Q4_BLOCK } else { Q8_BLOCK };
     for index in first..last {
         let panel = job.w.panel(index);
         // SAFETY: by the contract.
         unsafe {
             std::ptr::write_bytes(sums, 0, job.count * PANEL);
-            for (block, weights) in panel.chunks_exact(size).enumerate() {
+            for (block, weights) in panel.chunks_exact(Q4_BLOCK).enumerate() {
                 let mut row = 0;
                 while row < job.count {
                     let rows = if job.count - row <= L::WIDE { job.count - row } else { L::TALL.min(job.count - row) };
@@ -107,7 +95,7 @@ unsafe fn panels<L: Dot, const Q4: bool>(job: &Job<'_>, first: usize, last: usiz
                     let to = sums.add(row * PANEL);
                     // The first rows to touch a block ask for a later one; the others for what is here already.
                     let ahead = if row == 0 { AHEAD } else { 0 };
-                    rows_of::<L, Q4>(weights.as_ptr(), &job.codes, at, rows, ahead, to);
+                    rows_of::<L>(weights.as_ptr(), &job.codes, at, rows, ahead, to);
                     row += rows;
                 }
             }
@@ -131,20 +119,13 @@ unsafe fn panels<L: Dot, const Q4: bool>(job: &Job<'_>, first: usize, last: usiz
 
 /// One block for `rows` rows: whole panels for up to `L::WIDE` rows, two vectors at a time for up to `L::TALL`.
 #[inline(always)]
-unsafe fn rows_of<L: Dot, const Q4: bool>(
-    block: *const u8,
-    codes: &Codes,
-    at: usize,
-    rows: usize,
-    ahead: usize,
-    sums: *mut f32,
-) {
+unsafe fn rows_of<L: Dot>(block: *const u8, codes: &Codes, at: usize, rows: usize, ahead: usize, sums: *mut f32) {
     macro_rules! wide {
         ($($r:literal)*) => {
             match (rows, PANEL / L::N) {
-                $(($r, 2) if $r <= L::WIDE => return tile::<L, $r, 2, Q4>(block, codes, at, 0, ahead, sums),)*
-                $(($r, 4) if $r <= L::WIDE => return tile::<L, $r, 4, Q4>(block, codes, at, 0, ahead, sums),)*
-                $(($r, 8) if $r <= L::WIDE => return tile::<L, $r, 8, Q4>(block, codes, at, 0, ahead, sums),)*
+                $(($r, 2) if $r <= L::WIDE => return tile::<L, $r, 2>(block, codes, at, 0, ahead, sums),)*
+                $(($r, 4) if $r <= L::WIDE => return tile::<L, $r, 4>(block, codes, at, 0, ahead, sums),)*
+                $(($r, 8) if $r <= L::WIDE => return tile::<L, $r, 8>(block, codes, at, 0, ahead, sums),)*
                 _ => {}
             }
         };
@@ -154,7 +135,7 @@ unsafe fn rows_of<L: Dot, const Q4: bool>(
             match rows {
                 $($r if $r <= L::TALL && $r > L::WIDE => {
                     for vector in (0..PANEL / L::N).step_by(2) {
-                        tile::<L, $r, 2, Q4>(block, codes, at, vector, ahead, sums);
+                        tile::<L, $r, 2>(block, codes, at, vector, ahead, sums);
                     }
                 })*
                 _ => unreachable!("tile of {rows} rows"),
@@ -182,7 +163,7 @@ unsafe fn fetch<L: Dot>(at: *const u8, ahead: usize) {
 
 /// `R` rows times `V` vectors of outputs from `vector` on.
 #[inline(always)]
-unsafe fn tile<L: Dot, const R: usize, const V: usize, const Q4: bool>(
+unsafe fn tile<L: Dot, const R: usize, const V: usize>(
     block: *const u8,
     codes: &Codes,
     at: usize,
@@ -196,32 +177,17 @@ unsafe fn tile<L: Dot, const R: usize, const V: usize, const Q4: bool>(
         let x = codes.codes.add(at * BLOCK);
         let mut acc = [[L::start(); V]; R];
         fetch::<L>(block.wrapping_add(ahead), ahead);
-        if Q4 {
-            for double in 0..BLOCK / 8 {
-                for v in 0..V {
-                    let at = (double * PANEL + v * L::N) * 4;
-                    if v * L::N % 16 == 0 {
-                        fetch::<L>(weights.wrapping_add(ahead + at), ahead);
-                    }
-                    let (low, high) = L::nibbles(weights.add(at));
-                    for r in 0..R {
-                        let x = x.add(r * BLOCK + double * 8);
-                        acc[r][v] = L::dot4(acc[r][v], low, x);
-                        acc[r][v] = L::dot4(acc[r][v], high, x.add(4));
-                    }
+        for double in 0..BLOCK / 8 {
+            for v in 0..V {
+                let at = (double * PANEL + v * L::N) * 4;
+                if v * L::N % 16 == 0 {
+                    fetch::<L>(weights.wrapping_add(ahead + at), ahead);
                 }
-            }
-        } else {
-            for four in 0..BLOCK / 4 {
-                for v in 0..V {
-                    let at = (four * PANEL + v * L::N) * 4;
-                    if v * L::N % 16 == 0 {
-                        fetch::<L>(weights.wrapping_add(ahead + at), ahead);
-                    }
-                    let w = L::bytes(weights.add(at));
-                    for r in 0..R {
-                        acc[r][v] = L::dot8(acc[r][v], w, x.add(r * BLOCK + four * 4));
-                    }
+                let (low, high) = L::nibbles(weights.add(at));
+                for r in 0..R {
+                    let x = x.add(r * BLOCK + double * 8);
+                    acc[r][v] = L::dot(acc[r][v], low, x);
+                    acc[r][v] = L::dot(acc[r][v], high, x.add(4));
                 }
             }
         }
@@ -230,7 +196,7 @@ unsafe fn tile<L: Dot, const R: usize, const V: usize, const Q4: bool>(
             let sum = *codes.sums.add(at + r);
             for v in 0..V {
                 let lane = (vector + v) * L::N;
-                let dot = if Q4 { L::total4(acc[r][v], sum) } else { L::total8(acc[r][v], sum) };
+                let dot = L::total(acc[r][v], sum);
                 let weight = L::bf16(block.cast::<u16>().add(lane));
                 let to = sums.add(r * PANEL + lane);
                 L::load(to).fma(dot, weight.mul(scale)).store(to);

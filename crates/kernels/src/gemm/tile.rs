@@ -1,41 +1,91 @@
 //! The inner loop: `R` rows times up to 32 outputs, accumulators in registers, one step of `k` at a time.
 
 use super::BEYOND;
-use crate::packed::PANEL;
+use crate::packed::{PANEL, Q8_BLOCK, Q8_INPUTS, Q8_MAGNITUDES, Q8_SIGNS};
 use crate::simd::Lanes;
 
-/// How one step (32 outputs at one `k`) is stored.
+/// How steps (32 outputs at one `k`) are stored: in blocks of `STEPS` that share what is read first.
 pub(crate) trait Step {
-    /// Bytes from one step to the next.
+    /// Steps of a block, and its bytes.
+    const STEPS: usize;
     const BYTES: usize;
-    /// Vectors `pair` and `pair + 16 / N` of the step at `step`.
+    /// From so many groups of rows on it is faster to widen a block of steps once for all of them.
+    const WIDEN: usize;
+    /// What the steps of a block share, for one pair of vectors.
+    type Scales<L: Lanes>: Copy;
+    /// # Safety
+    /// As [`Lanes`]; `block` is valid for `BYTES`.
+    unsafe fn scales<L: Lanes>(block: *const u8, pair: usize) -> Self::Scales<L>;
+    /// Vectors `pair` and `pair + 16 / N` of step `step` of the block.
     ///
     /// # Safety
-    /// As [`Lanes`]; `step` is valid for `BYTES`.
-    unsafe fn pair<L: Lanes>(step: *const u8, pair: usize) -> (L, L);
+    /// As [`Lanes`]; `block` is valid for `BYTES`.
+    unsafe fn pair<L: Lanes>(block: *const u8, step: usize, pair: usize, scales: Self::Scales<L>) -> (L, L);
+}
+
+/// Bytes from one step to the next, on average.
+pub(crate) const fn step_bytes<W: Step>() -> usize {
+    W::BYTES / W::STEPS
 }
 
 /// 32 floats.
 pub(crate) struct F32Step;
 /// 16 u32 of two bf16.
 pub(crate) struct Bf16Step;
+/// Scales, signs and magnitudes of 16 steps.
+pub(crate) struct Q8Step;
 
 impl Step for F32Step {
+    const STEPS: usize = 1;
     const BYTES: usize = 4 * PANEL;
+    const WIDEN: usize = usize::MAX;
+    type Scales<L: Lanes> = ();
     #[inline(always)]
-    unsafe fn pair<L: Lanes>(step: *const u8, pair: usize) -> (L, L) {
-        let step = step.cast::<f32>();
+    unsafe fn scales<L: Lanes>(_block: *const u8, _pair: usize) {}
+    #[inline(always)]
+    unsafe fn pair<L: Lanes>(block: *const u8, _step: usize, pair: usize, _scales: ()) -> (L, L) {
+        let step = block.cast::<f32>();
         // SAFETY: both vectors lie inside the step.
         unsafe { (L::load(step.add(pair * L::N)), L::load(step.add(pair * L::N + PANEL / 2))) }
     }
 }
 
 impl Step for Bf16Step {
+    const STEPS: usize = 1;
     const BYTES: usize = 2 * PANEL;
+    const WIDEN: usize = 3;
+    type Scales<L: Lanes> = ();
     #[inline(always)]
-    unsafe fn pair<L: Lanes>(step: *const u8, pair: usize) -> (L, L) {
+    unsafe fn scales<L: Lanes>(_block: *const u8, _pair: usize) {}
+    #[inline(always)]
+    unsafe fn pair<L: Lanes>(block: *const u8, _step: usize, pair: usize, _scales: ()) -> (L, L) {
         // SAFETY: the 2 N halves lie inside the step.
-        unsafe { L::bf16_pair(step.cast::<u16>().add(pair * 2 * L::N)) }
+        unsafe { L::bf16_pair(block.cast::<u16>().add(pair * 2 * L::N)) }
+    }
+}
+
+impl Step for Q8Step {
+    const STEPS: usize = Q8_INPUTS;
+    const BYTES: usize = Q8_BLOCK;
+    const WIDEN: usize = 2;
+    type Scales<L: Lanes> = (L, L);
+    #[inline(always)]
+    unsafe fn scales<L: Lanes>(block: *const u8, pair: usize) -> (L, L) {
+        let scales = block.cast::<u16>();
+        // SAFETY: a block starts with 32 scales.
+        unsafe { (L::bf16(scales.add(pair * L::N)), L::bf16(scales.add(pair * L::N + PANEL / 2))) }
+    }
+    #[inline(always)]
+    unsafe fn pair<L: Lanes>(block: *const u8, step: usize, pair: usize, scales: (L, L)) -> (L, L) {
+        let lane = pair * L::N;
+        // SAFETY: the block has signs and magnitudes of this step for 32 outputs.
+        unsafe {
+            let signs = block.add(Q8_SIGNS + step * PANEL / 8);
+            let magnitudes = block.add(Q8_MAGNITUDES + step * PANEL + lane);
+            let low = L::signed(magnitudes, signs, lane).mul(scales.0);
+            let high = L::signed(magnitudes.add(PANEL / 2), signs, lane + PANEL / 2).mul(scales.1);
+            (low, high)
+        }
     }
 }
 
@@ -49,8 +99,9 @@ pub(crate) struct Tile {
     pub(crate) k: usize,
     pub(crate) out: *mut f32,
     pub(crate) out_row: usize,
-    /// Continue the chains in `out` rather than start at 0.
-    pub(crate) resume: bool,
+    /// Where the chains continue from, rows `partial_row` apart; null: they start at 0.
+    pub(crate) partial: *const f32,
+    pub(crate) partial_row: usize,
     /// 32 values added after the last step, or null.
     pub(crate) bias: *const f32,
     /// Rows like `out`, added after the bias, or null.
@@ -83,14 +134,12 @@ impl Cut {
         let mut inner = *tile;
         // SAFETY: by the contract; the buffers here hold MOST rows of a whole panel.
         unsafe {
-            for row in 0..rows {
-                let (at, from) = (row * PANEL, row * tile.out_row);
-                std::ptr::copy_nonoverlapping(tile.out.add(from), self.out.as_mut_ptr().add(at), lanes);
-                if !tile.residual.is_null() {
-                    let to = self.residual.as_mut_ptr().add(at);
-                    std::ptr::copy_nonoverlapping(tile.residual.add(from), to, lanes);
-                    inner.residual = self.residual.as_ptr();
+            if !tile.residual.is_null() {
+                for row in 0..rows {
+                    let to = self.residual.as_mut_ptr().add(row * PANEL);
+                    std::ptr::copy_nonoverlapping(tile.residual.add(row * tile.out_row), to, lanes);
                 }
+                inner.residual = self.residual.as_ptr();
             }
             if !tile.bias.is_null() {
                 std::ptr::copy_nonoverlapping(tile.bias, self.bias.as_mut_ptr(), lanes);
@@ -116,7 +165,7 @@ impl Cut {
 /// Bytes of a cache line.
 const LINE: usize = 64;
 /// Most rows any tile has.
-pub(crate) const MOST: usize = 8;
+pub(crate) const MOST: usize = 14;
 
 /// Runs `P` pairs of vectors from `pair` on for `R` rows.
 ///
@@ -129,11 +178,11 @@ unsafe fn run<L: Lanes, W: Step, const R: usize, const P: usize, const PACKED: b
     // SAFETY: by the contract.
     unsafe {
         let mut acc = [[[L::zero(); 2]; P]; R];
-        if tile.resume {
+        if !tile.partial.is_null() {
             for r in 0..R {
                 for p in 0..P {
                     for h in 0..2 {
-                        acc[r][p][h] = L::load(tile.out.add(lane(r, p, h)));
+                        acc[r][p][h] = L::load(tile.partial.add(r * tile.partial_row + lane(0, p, h)));
                     }
                 }
             }
@@ -141,36 +190,57 @@ unsafe fn run<L: Lanes, W: Step, const R: usize, const P: usize, const PACKED: b
         let mut w = tile.w;
         let mut x = tile.x;
         let mut fetch = tile.fetch;
-        for _ in 0..tile.k {
-            L::prefetch(fetch);
-            L::prefetch_far(fetch.wrapping_add(BEYOND));
-            if W::BYTES > LINE && !PACKED {
-                L::prefetch(fetch.wrapping_add(LINE));
-                L::prefetch_far(fetch.wrapping_add(LINE + BEYOND));
+        let mut left = tile.k;
+        while left > 0 {
+            let steps = left.min(W::STEPS);
+            let mut scales = [W::scales::<L>(w, pair); P];
+            for p in 1..P {
+                scales[p] = W::scales::<L>(w, pair + p);
             }
-            fetch = fetch.wrapping_add(tile.fetch_step);
-            for p in 0..P {
-                let (low, high) = W::pair::<L>(w, pair + p);
-                for r in 0..R {
-                    let value = L::splat(if PACKED { x.add(r) } else { x.add(r * tile.x_row) });
-                    acc[r][p][0] = acc[r][p][0].fma(value, low);
-                    acc[r][p][1] = acc[r][p][1].fma(value, high);
+            for step in 0..steps {
+                L::prefetch(fetch);
+                L::prefetch_far(fetch.wrapping_add(BEYOND));
+                if step_bytes::<W>() > LINE && !PACKED {
+                    L::prefetch(fetch.wrapping_add(LINE));
+                    L::prefetch_far(fetch.wrapping_add(LINE + BEYOND));
                 }
+                fetch = fetch.wrapping_add(tile.fetch_step);
+                for p in 0..P {
+                    let (low, high) = W::pair::<L>(w, step, pair + p, scales[p]);
+                    for r in 0..R {
+                        let value = L::splat(if PACKED { x.add(r) } else { x.add(r * tile.x_row) });
+                        acc[r][p][0] = acc[r][p][0].fma(value, low);
+                        acc[r][p][1] = acc[r][p][1].fma(value, high);
+                    }
+                }
+                x = x.add(if PACKED { R } else { 1 });
             }
             w = w.add(W::BYTES);
-            x = x.add(if PACKED { R } else { 1 });
+            left -= steps;
+        }
+        // One plain loop each: whole in registers only if every index is a constant.
+        if !tile.bias.is_null() {
+            for r in 0..R {
+                for p in 0..P {
+                    for h in 0..2 {
+                        acc[r][p][h] = acc[r][p][h].add(L::load(tile.bias.add(lane(0, p, h))));
+                    }
+                }
+            }
+        }
+        if !tile.residual.is_null() {
+            for r in 0..R {
+                for p in 0..P {
+                    for h in 0..2 {
+                        acc[r][p][h] = acc[r][p][h].add(L::load(tile.residual.add(lane(r, p, h))));
+                    }
+                }
+            }
         }
         for r in 0..R {
             for p in 0..P {
                 for h in 0..2 {
-                    let mut value = acc[r][p][h];
-                    if !tile.bias.is_null() {
-                        value = value.add(L::load(tile.bias.add(lane(0, p, h))));
-                    }
-                    if !tile.residual.is_null() {
-                        value = value.add(L::load(tile.residual.add(lane(r, p, h))));
-                    }
-                    value.store(tile.out.add(lane(r, p, h)));
+                    acc[r][p][h].store(tile.out.add(lane(r, p, h)));
                 }
             }
         }
@@ -234,7 +304,7 @@ unsafe fn rows_of<L: Lanes, W: Step, const P: usize, const PACKED: bool>(tile: &
         };
     }
     // SAFETY: by the contract.
-    unsafe { arms!(1 2 3 4 5 6 7 8) }
+    unsafe { arms!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
 }
 
 /// Splits `rows` into the fewest groups of at most `most`, as equal as can be: returns (groups, rows of the first

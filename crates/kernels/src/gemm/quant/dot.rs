@@ -14,20 +14,12 @@ pub(super) trait Dot: Lanes {
     type Acc: Copy;
 
     unsafe fn start() -> Self::Acc;
-    /// Weights of q8: `N` x 4 signed bytes.
-    unsafe fn bytes(from: *const u8) -> Self::Weight;
-    /// Weights of q4: `N` x 4 bytes as (low nibbles, high nibbles), offset by 8.
+    /// `N` x 4 bytes of weights as (low nibbles, high nibbles), offset by 8.
     unsafe fn nibbles(from: *const u8) -> (Self::Weight, Self::Weight);
-    /// Adds q8 weights times the four codes at `x`.
-    unsafe fn dot8(acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc;
-    /// Adds q4 weights (with their offset) times the four codes at `x`; at most 8 times from [`start`](Self::start).
-    unsafe fn dot4(acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc;
-    /// The q8 sum; `codes` is the sum of all codes it took.
-    unsafe fn total8(acc: Self::Acc, codes: i32) -> Self;
-    /// The q4 sum, its offset undone.
-    unsafe fn total4(acc: Self::Acc, codes: i32) -> Self;
-    /// Widens `N` bf16.
-    unsafe fn bf16(from: *const u16) -> Self;
+    /// Adds weights (with their offset) times the four codes at `x`; at most 8 times from [`start`](Self::start).
+    unsafe fn dot(acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc;
+    /// The sum, the weights' offset undone; `codes` is the sum of all codes it took.
+    unsafe fn total(acc: Self::Acc, codes: i32) -> Self;
 }
 
 impl Dot for ScalarLanes {
@@ -41,18 +33,13 @@ impl Dot for ScalarLanes {
         [0; 8]
     }
     #[inline(always)]
-    unsafe fn bytes(from: *const u8) -> Self::Weight {
-        // SAFETY: by the trait's contract.
-        unsafe { from.cast::<[i8; 32]>().read_unaligned() }
-    }
-    #[inline(always)]
     unsafe fn nibbles(from: *const u8) -> (Self::Weight, Self::Weight) {
         // SAFETY: by the trait's contract.
         let raw = unsafe { from.cast::<[u8; 32]>().read_unaligned() };
         (raw.map(|byte| (byte & 15) as i8), raw.map(|byte| (byte >> 4) as i8))
     }
     #[inline(always)]
-    unsafe fn dot8(mut acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc {
+    unsafe fn dot(mut acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc {
         // SAFETY: by the trait's contract.
         let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() };
         for lane in 0..8 {
@@ -63,22 +50,8 @@ impl Dot for ScalarLanes {
         acc
     }
     #[inline(always)]
-    unsafe fn dot4(acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc {
-        // SAFETY: forwarded.
-        unsafe { Self::dot8(acc, w, x) }
-    }
-    #[inline(always)]
-    unsafe fn total8(acc: Self::Acc, _codes: i32) -> Self {
-        Self(acc.map(|sum| sum as f32))
-    }
-    #[inline(always)]
-    unsafe fn total4(acc: Self::Acc, codes: i32) -> Self {
+    unsafe fn total(acc: Self::Acc, codes: i32) -> Self {
         Self(acc.map(|sum| (sum - 8 * codes) as f32))
-    }
-    #[inline(always)]
-    unsafe fn bf16(from: *const u16) -> Self {
-        // SAFETY: by the trait's contract.
-        Self(unsafe { from.cast::<[u16; 8]>().read_unaligned() }.map(crate::packed::bf16_to_f32))
     }
 }
 
@@ -106,10 +79,6 @@ mod x86 {
             unsafe { _mm256_setzero_si256() }
         }
         #[inline(always)]
-        unsafe fn bytes(from: *const u8) -> __m256i {
-            unsafe { _mm256_loadu_si256(from.cast()) }
-        }
-        #[inline(always)]
         unsafe fn nibbles(from: *const u8) -> (__m256i, __m256i) {
             unsafe {
                 let raw = _mm256_loadu_si256(from.cast());
@@ -117,36 +86,16 @@ mod x86 {
                 (_mm256_and_si256(raw, low), _mm256_and_si256(_mm256_srli_epi16::<4>(raw), low))
             }
         }
-        /// |w| as unsigned times x with w's sign: pairs stay below 2 * 127 * 127, so nothing saturates.
-        #[inline(always)]
-        unsafe fn dot8(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
-            unsafe {
-                let signed = _mm256_sign_epi8(_mm256_set1_epi32(four(x)), w);
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), signed);
-                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            }
-        }
         /// Sums of pairs stay 16 bits wide for the whole block: 8 * 2 * 15 * 127 is below 2^15.
         #[inline(always)]
-        unsafe fn dot4(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
+        unsafe fn dot(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
             unsafe { _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, _mm256_set1_epi32(four(x)))) }
         }
         #[inline(always)]
-        unsafe fn total8(acc: __m256i, _codes: i32) -> Self {
-            unsafe { _mm256_cvtepi32_ps(acc) }
-        }
-        #[inline(always)]
-        unsafe fn total4(acc: __m256i, codes: i32) -> Self {
+        unsafe fn total(acc: __m256i, codes: i32) -> Self {
             unsafe {
                 let sum = _mm256_madd_epi16(acc, _mm256_set1_epi16(1));
                 _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, _mm256_set1_epi32(8 * codes)))
-            }
-        }
-        #[inline(always)]
-        unsafe fn bf16(from: *const u16) -> Self {
-            unsafe {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             }
         }
     }
@@ -161,11 +110,6 @@ mod x86 {
         unsafe fn start() -> __m512i {
             unsafe { _mm512_setzero_si512() }
         }
-        /// As unsigned bytes, offset by 128.
-        #[inline(always)]
-        unsafe fn bytes(from: *const u8) -> __m512i {
-            unsafe { _mm512_xor_si512(_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(-128)) }
-        }
         #[inline(always)]
         unsafe fn nibbles(from: *const u8) -> (__m512i, __m512i) {
             unsafe {
@@ -175,27 +119,12 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn dot8(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
+        unsafe fn dot(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
             unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four(x))) }
         }
         #[inline(always)]
-        unsafe fn dot4(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
-            unsafe { Self::dot8(acc, w, x) }
-        }
-        #[inline(always)]
-        unsafe fn total8(acc: __m512i, codes: i32) -> Self {
-            unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_set1_epi32(128 * codes))) }
-        }
-        #[inline(always)]
-        unsafe fn total4(acc: __m512i, codes: i32) -> Self {
+        unsafe fn total(acc: __m512i, codes: i32) -> Self {
             unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_set1_epi32(8 * codes))) }
-        }
-        #[inline(always)]
-        unsafe fn bf16(from: *const u16) -> Self {
-            unsafe {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-            }
         }
     }
 }
@@ -220,10 +149,6 @@ mod neon {
             unsafe { vdupq_n_s32(0) }
         }
         #[inline(always)]
-        unsafe fn bytes(from: *const u8) -> int8x16_t {
-            unsafe { vld1q_s8(from.cast()) }
-        }
-        #[inline(always)]
         unsafe fn nibbles(from: *const u8) -> (int8x16_t, int8x16_t) {
             unsafe {
                 let raw = vld1q_u8(from);
@@ -232,7 +157,7 @@ mod neon {
             }
         }
         #[inline(always)]
-        unsafe fn dot8(acc: int32x4_t, w: int8x16_t, x: *const i8) -> int32x4_t {
+        unsafe fn dot(acc: int32x4_t, w: int8x16_t, x: *const i8) -> int32x4_t {
             unsafe {
                 let x = vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));
                 let low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
@@ -241,20 +166,8 @@ mod neon {
             }
         }
         #[inline(always)]
-        unsafe fn dot4(acc: int32x4_t, w: int8x16_t, x: *const i8) -> int32x4_t {
-            unsafe { Self::dot8(acc, w, x) }
-        }
-        #[inline(always)]
-        unsafe fn total8(acc: int32x4_t, _codes: i32) -> Self {
-            unsafe { vcvtq_f32_s32(acc) }
-        }
-        #[inline(always)]
-        unsafe fn total4(acc: int32x4_t, codes: i32) -> Self {
+        unsafe fn total(acc: int32x4_t, codes: i32) -> Self {
             unsafe { vcvtq_f32_s32(vsubq_s32(acc, vdupq_n_s32(8 * codes))) }
-        }
-        #[inline(always)]
-        unsafe fn bf16(from: *const u16) -> Self {
-            unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from))) }
         }
     }
 }
