@@ -40,9 +40,6 @@ pub(crate) trait Lanes: Copy {
     unsafe fn bf16_pair(from: *const u16) -> (Self, Self);
     /// Widens `N` bf16.
     unsafe fn bf16(from: *const u16) -> Self;
-    /// `N` unsigned bytes at `magnitudes`, those negative whose bit is set in the u32 at `signs`, from bit `lane` (a
-    /// multiple of `N`) on.
-    unsafe fn signed(magnitudes: *const u8, signs: *const u8, lane: usize) -> Self;
     /// Transposes 4 x 4 floats: four values of each row in `from` become four columns of 4 at `to`, `stride` floats apart.
     #[inline(always)]
     unsafe fn transpose4(from: [*const f32; 4], to: *mut f32, stride: usize) {
@@ -135,14 +132,6 @@ impl Lanes for ScalarLanes {
     unsafe fn bf16(from: *const u16) -> Self {
         // SAFETY: by the trait's contract.
         Self(unsafe { from.cast::<[u16; 8]>().read_unaligned() }.map(crate::packed::bf16_to_f32))
-    }
-    #[inline(always)]
-    unsafe fn signed(magnitudes: *const u8, signs: *const u8, lane: usize) -> Self {
-        // SAFETY: by the trait's contract.
-        let (magnitudes, signs) =
-            unsafe { (magnitudes.cast::<[u8; 8]>().read_unaligned(), signs.cast::<[u8; 4]>().read_unaligned()) };
-        let signs = u32::from_le_bytes(signs) >> lane;
-        Self(std::array::from_fn(|i| if signs >> i & 1 == 1 { -f32::from(magnitudes[i]) } else { f32::from(magnitudes[i]) }))
     }
     #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}

@@ -59,46 +59,27 @@ fn a_row_does_not_depend_on_its_neighbours() {
     });
 }
 
-/// One block of activations by the book: scale, codes.
-fn quantise(x: &[f32]) -> (f32, Vec<i32>) {
+/// One block of activations by the book: scale, codes up to `most`.
+fn quantise(x: &[f32], most: f32) -> (f32, Vec<i64>) {
     let largest = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-    (largest / 127.0, x.iter().map(|x| (x * inverse).round_ties_even() as i32).collect())
+    let inverse = if largest > 0.0 { most / largest } else { 0.0 };
+    (largest / most, x.iter().map(|x| (x * inverse).round_ties_even() as i64).collect())
 }
 
-/// q8 by the book: the float product of the weights it stores.
-fn check_q8(m: usize, n: usize, k: usize, seed: u64) {
+/// Quantised weights are read back as value = scale * code; the scale of a block is what makes its codes whole.
+fn check_quantised(m: usize, n: usize, k: usize, format: WeightFormat, seed: u64) {
     let (x, w, bias) = (values(seed, m * k), values(seed + 1, n * k), values(seed + 2, n));
-    let packed = Packed::pack_f32(n, k, &w, WeightFormat::Q8).unwrap();
-    let mut stored = vec![0.0; n * k];
-    stored.chunks_exact_mut(k).enumerate().for_each(|(row, to)| packed.row_f32(row, to));
-    for (stored, w) in stored.chunks_exact(k).zip(w.chunks_exact(k)) {
-        for (stored, w) in stored.chunks(16).zip(w.chunks(16)) {
-            let most = w.iter().fold(0.0_f32, |max, w| max.max(w.abs())) / 510.0 * 1.13;
-            assert!(stored.iter().zip(w).all(|(a, b)| (a - b).abs() <= most), "{stored:?} is not {w:?}");
-        }
-    }
-    let expected = common::linear(&x, &stored, Some(&bias), n, k);
-    everywhere(|isa, pool| {
-        let mut out = vec![f32::NAN; m * n];
-        linear(pool, &x, &packed, Some(&bias), &mut out);
-        same_bits(&out, &expected).unwrap_or_else(|error| panic!("{m} x {n} x {k} q8 on {isa:?}: {error}"));
-    });
-}
-
-/// q4 weights are read back as value = scale * code; the scale of a block is what makes its codes whole.
-fn check_q4(m: usize, n: usize, k: usize, seed: u64) {
-    let (x, w, bias) = (values(seed, m * k), values(seed + 1, n * k), values(seed + 2, n));
-    let packed = Packed::pack_f32(n, k, &w, WeightFormat::Q4).unwrap();
+    let packed = Packed::pack_f32(n, k, &w, format).unwrap();
+    let (inputs, most) = if format == WeightFormat::Q8 { (16, 32767.0) } else { (32, 127.0) };
     let expected: Vec<f32> = (0..m * n)
         .map(|i| {
             let (x, output) = (&x[i / n * k..][..k], i % n);
             let mut sum = 0.0_f32;
-            for (block, x) in x.chunks(32).enumerate() {
-                let (scale, codes) = quantise(x);
-                let (weight_scale, weights) = packed.block(output, block);
-                let dot: i32 = codes.iter().zip(&weights).map(|(&x, &w)| x * i32::from(w)).sum();
-                sum = (dot as f32).mul_add(weight_scale * scale, sum);
+            for (block, x) in x.chunks(inputs).enumerate() {
+                let (scale, codes) = quantise(x, most);
+                let weight = |i: usize| packed.quantum(output, block * inputs + i);
+                let dot: i64 = codes.iter().enumerate().map(|(i, x)| x * i64::from(weight(i).1)).sum();
+                sum = (dot as i32 as f32).mul_add(weight(0).0 * scale, sum);
             }
             sum + bias[output]
         })
@@ -106,14 +87,23 @@ fn check_q4(m: usize, n: usize, k: usize, seed: u64) {
     everywhere(|isa, pool| {
         let mut out = vec![f32::NAN; m * n];
         linear(pool, &x, &packed, Some(&bias), &mut out);
-        same_bits(&out, &expected).unwrap_or_else(|error| panic!("{m} x {n} x {k} q4 on {isa:?}: {error}"));
+        same_bits(&out, &expected).unwrap_or_else(|error| panic!("{m} x {n} x {k} {format:?} on {isa:?}: {error}"));
     });
 }
 
-fn check_quantised(m: usize, n: usize, k: usize, format: WeightFormat, seed: u64) {
-    match format {
-        WeightFormat::Q8 => check_q8(m, n, k, seed),
-        _ => check_q4(m, n, k, seed),
+/// No weight is further from what it was than half a step of the coarsest scale that may be taken.
+#[test]
+fn q8_weights_are_the_nearest_of_their_scale() {
+    let (n, k) = (40, 300);
+    let w = values(8, n * k);
+    let packed = Packed::pack_f32(n, k, &w, WeightFormat::Q8).unwrap();
+    for (row, w) in w.chunks_exact(k).enumerate() {
+        let mut stored = vec![0.0; k];
+        packed.row_f32(row, &mut stored);
+        for (stored, w) in stored.chunks(16).zip(w.chunks(16)) {
+            let most = w.iter().fold(0.0_f32, |max, w| max.max(w.abs())) / 510.0 * 1.13;
+            assert!(stored.iter().zip(w).all(|(a, b)| (a - b).abs() <= most), "{stored:?} is not {w:?}");
+        }
     }
 }
 

@@ -1,91 +1,41 @@
 //! The inner loop: `R` rows times up to 32 outputs, accumulators in registers, one step of `k` at a time.
 
 use super::BEYOND;
-use crate::packed::{PANEL, Q8_BLOCK, Q8_INPUTS, Q8_MAGNITUDES, Q8_SIGNS};
+use crate::packed::PANEL;
 use crate::simd::Lanes;
 
-/// How steps (32 outputs at one `k`) are stored: in blocks of `STEPS` that share what is read first.
+/// How one step (32 outputs at one `k`) is stored.
 pub(crate) trait Step {
-    /// Steps of a block, and its bytes.
-    const STEPS: usize;
+    /// Bytes from one step to the next.
     const BYTES: usize;
-    /// From so many groups of rows on it is faster to widen a block of steps once for all of them.
-    const WIDEN: usize;
-    /// What the steps of a block share, for one pair of vectors.
-    type Scales<L: Lanes>: Copy;
-    /// # Safety
-    /// As [`Lanes`]; `block` is valid for `BYTES`.
-    unsafe fn scales<L: Lanes>(block: *const u8, pair: usize) -> Self::Scales<L>;
-    /// Vectors `pair` and `pair + 16 / N` of step `step` of the block.
+    /// Vectors `pair` and `pair + 16 / N` of the step at `step`.
     ///
     /// # Safety
-    /// As [`Lanes`]; `block` is valid for `BYTES`.
-    unsafe fn pair<L: Lanes>(block: *const u8, step: usize, pair: usize, scales: Self::Scales<L>) -> (L, L);
-}
-
-/// Bytes from one step to the next, on average.
-pub(crate) const fn step_bytes<W: Step>() -> usize {
-    W::BYTES / W::STEPS
+    /// As [`Lanes`]; `step` is valid for `BYTES`.
+    unsafe fn pair<L: Lanes>(step: *const u8, pair: usize) -> (L, L);
 }
 
 /// 32 floats.
 pub(crate) struct F32Step;
 /// 16 u32 of two bf16.
 pub(crate) struct Bf16Step;
-/// Scales, signs and magnitudes of 16 steps.
-pub(crate) struct Q8Step;
 
 impl Step for F32Step {
-    const STEPS: usize = 1;
     const BYTES: usize = 4 * PANEL;
-    const WIDEN: usize = usize::MAX;
-    type Scales<L: Lanes> = ();
     #[inline(always)]
-    unsafe fn scales<L: Lanes>(_block: *const u8, _pair: usize) {}
-    #[inline(always)]
-    unsafe fn pair<L: Lanes>(block: *const u8, _step: usize, pair: usize, _scales: ()) -> (L, L) {
-        let step = block.cast::<f32>();
+    unsafe fn pair<L: Lanes>(step: *const u8, pair: usize) -> (L, L) {
+        let step = step.cast::<f32>();
         // SAFETY: both vectors lie inside the step.
         unsafe { (L::load(step.add(pair * L::N)), L::load(step.add(pair * L::N + PANEL / 2))) }
     }
 }
 
 impl Step for Bf16Step {
-    const STEPS: usize = 1;
     const BYTES: usize = 2 * PANEL;
-    const WIDEN: usize = 3;
-    type Scales<L: Lanes> = ();
     #[inline(always)]
-    unsafe fn scales<L: Lanes>(_block: *const u8, _pair: usize) {}
-    #[inline(always)]
-    unsafe fn pair<L: Lanes>(block: *const u8, _step: usize, pair: usize, _scales: ()) -> (L, L) {
+    unsafe fn pair<L: Lanes>(step: *const u8, pair: usize) -> (L, L) {
         // SAFETY: the 2 N halves lie inside the step.
-        unsafe { L::bf16_pair(block.cast::<u16>().add(pair * 2 * L::N)) }
-    }
-}
-
-impl Step for Q8Step {
-    const STEPS: usize = Q8_INPUTS;
-    const BYTES: usize = Q8_BLOCK;
-    const WIDEN: usize = 2;
-    type Scales<L: Lanes> = (L, L);
-    #[inline(always)]
-    unsafe fn scales<L: Lanes>(block: *const u8, pair: usize) -> (L, L) {
-        let scales = block.cast::<u16>();
-        // SAFETY: a block starts with 32 scales.
-        unsafe { (L::bf16(scales.add(pair * L::N)), L::bf16(scales.add(pair * L::N + PANEL / 2))) }
-    }
-    #[inline(always)]
-    unsafe fn pair<L: Lanes>(block: *const u8, step: usize, pair: usize, scales: (L, L)) -> (L, L) {
-        let lane = pair * L::N;
-        // SAFETY: the block has signs and magnitudes of this step for 32 outputs.
-        unsafe {
-            let signs = block.add(Q8_SIGNS + step * PANEL / 8);
-            let magnitudes = block.add(Q8_MAGNITUDES + step * PANEL + lane);
-            let low = L::signed(magnitudes, signs, lane).mul(scales.0);
-            let high = L::signed(magnitudes.add(PANEL / 2), signs, lane + PANEL / 2).mul(scales.1);
-            (low, high)
-        }
+        unsafe { L::bf16_pair(step.cast::<u16>().add(pair * 2 * L::N)) }
     }
 }
 
@@ -190,33 +140,24 @@ unsafe fn run<L: Lanes, W: Step, const R: usize, const P: usize, const PACKED: b
         let mut w = tile.w;
         let mut x = tile.x;
         let mut fetch = tile.fetch;
-        let mut left = tile.k;
-        while left > 0 {
-            let steps = left.min(W::STEPS);
-            let mut scales = [W::scales::<L>(w, pair); P];
-            for p in 1..P {
-                scales[p] = W::scales::<L>(w, pair + p);
+        for _ in 0..tile.k {
+            L::prefetch(fetch);
+            L::prefetch_far(fetch.wrapping_add(BEYOND));
+            if W::BYTES > LINE && !PACKED {
+                L::prefetch(fetch.wrapping_add(LINE));
+                L::prefetch_far(fetch.wrapping_add(LINE + BEYOND));
             }
-            for step in 0..steps {
-                L::prefetch(fetch);
-                L::prefetch_far(fetch.wrapping_add(BEYOND));
-                if step_bytes::<W>() > LINE && !PACKED {
-                    L::prefetch(fetch.wrapping_add(LINE));
-                    L::prefetch_far(fetch.wrapping_add(LINE + BEYOND));
+            fetch = fetch.wrapping_add(tile.fetch_step);
+            for p in 0..P {
+                let (low, high) = W::pair::<L>(w, pair + p);
+                for r in 0..R {
+                    let value = L::splat(if PACKED { x.add(r) } else { x.add(r * tile.x_row) });
+                    acc[r][p][0] = acc[r][p][0].fma(value, low);
+                    acc[r][p][1] = acc[r][p][1].fma(value, high);
                 }
-                fetch = fetch.wrapping_add(tile.fetch_step);
-                for p in 0..P {
-                    let (low, high) = W::pair::<L>(w, step, pair + p, scales[p]);
-                    for r in 0..R {
-                        let value = L::splat(if PACKED { x.add(r) } else { x.add(r * tile.x_row) });
-                        acc[r][p][0] = acc[r][p][0].fma(value, low);
-                        acc[r][p][1] = acc[r][p][1].fma(value, high);
-                    }
-                }
-                x = x.add(if PACKED { R } else { 1 });
             }
             w = w.add(W::BYTES);
-            left -= steps;
+            x = x.add(if PACKED { R } else { 1 });
         }
         // One plain loop each: whole in registers only if every index is a constant.
         if !tile.bias.is_null() {

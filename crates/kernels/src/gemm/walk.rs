@@ -4,7 +4,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::tile::{Bf16Step, Cut, F32Step, Q8Step, Step, Tile, narrow, split, step_bytes, wide};
+use super::tile::{Bf16Step, Cut, F32Step, Step, Tile, narrow, split, wide};
 use super::{AHEAD, CHUNK};
 use crate::packed::{PANEL, Packed, WeightFormat};
 use crate::simd::{Lanes, lanes_fn};
@@ -12,6 +12,9 @@ use crate::simd::{Lanes, lanes_fn};
 /// Steps of `k` done for all rows before the next when there are several groups of rows, or one: a block of weights and
 /// the next one, being prefetched, stay in the first-level cache.
 const BLOCK_K: (usize, usize) = (128, 64);
+
+/// From so many groups of rows on a block of bf16 weights is widened once for all of them.
+const WIDEN: usize = 3;
 
 /// What a walk keeps between blocks of `k`, in the first-level cache: rows of the outputs lie too regularly far apart for
 /// it. Alignment keeps vectors within lines.
@@ -49,7 +52,6 @@ unsafe fn walk_with<L: Lanes>(job: &Job<'_>, first: usize, last: usize) {
     unsafe {
         match job.w.format() {
             WeightFormat::F32 => steps::<L, F32Step>(job, first, last),
-            WeightFormat::Q8 => steps::<L, Q8Step>(job, first, last),
             _ => steps::<L, Bf16Step>(job, first, last),
         }
     }
@@ -78,13 +80,12 @@ unsafe fn steps<L: Lanes, W: Step>(job: &Job<'_>, first: usize, last: usize) {
         for start in (0..k.max(1)).step_by(block) {
             let steps = block.min(k - start);
             // Each group's pass asks for its share of what comes next, so that memory is busy throughout.
-            let fetch =
-                weights.wrapping_add(start * step_bytes::<W>() + if once { AHEAD } else { block * step_bytes::<W>() });
-            let part = Part { index, start, steps, single, fetch, fetch_step: step_bytes::<W>() / groups, partial };
+            let fetch = weights.wrapping_add(start * W::BYTES + if once { AHEAD } else { block * W::BYTES });
+            let part = Part { index, start, steps, single, fetch, fetch_step: W::BYTES / groups, partial };
             // SAFETY: the part lies inside job's shapes; the widened block holds as many steps.
             unsafe {
-                let weights = weights.add(start / W::STEPS * W::BYTES);
-                if groups >= W::WIDEN {
+                let weights = weights.add(start * W::BYTES);
+                if W::BYTES < F32Step::BYTES && groups >= WIDEN {
                     widen::<L, W>(weights, steps, widened);
                     part_of::<L, F32Step>(job, &part, widened.cast_const().cast());
                 } else {
@@ -153,18 +154,14 @@ unsafe fn part_of<L: Lanes, W: Step>(job: &Job<'_>, part: &Part, weights: *const
 #[inline(always)]
 unsafe fn widen<L: Lanes, W: Step>(weights: *const u8, steps: usize, to: *mut f32) {
     let half = PANEL / 2 / L::N;
-    for start in (0..steps).step_by(W::STEPS) {
+    for step in 0..steps {
         for pair in 0..half {
             // SAFETY: by the caller's contract.
             unsafe {
-                let block = weights.add(start / W::STEPS * W::BYTES);
-                let scales = W::scales::<L>(block, pair);
-                for step in 0..W::STEPS.min(steps - start) {
-                    let (low, high) = W::pair::<L>(block, step, pair, scales);
-                    let to = to.add((start + step) * PANEL + pair * L::N);
-                    low.store(to);
-                    high.store(to.add(PANEL / 2));
-                }
+                let (low, high) = W::pair::<L>(weights.add(step * W::BYTES), pair);
+                let to = to.add(step * PANEL + pair * L::N);
+                low.store(to);
+                high.store(to.add(PANEL / 2));
             }
         }
     }

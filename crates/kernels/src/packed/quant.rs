@@ -4,7 +4,7 @@
 use crate::isa::simd_fn;
 use crate::math;
 
-use super::{PANEL, Q4_BLOCK, Q8_BLOCK, Q8_INPUTS, Q8_MAGNITUDES, Q8_SIGNS, SCALES, bf16_to_f32, f32_to_bf16};
+use super::{PANEL, Q4_BLOCK, Q8_BITS, Q8_BLOCK, Q8_INPUTS, Q8_LOW, SCALES, bf16_to_f32, f32_to_bf16};
 
 /// Inputs of a q4 block, and activations that share a scale.
 pub(crate) const BLOCK: usize = 32;
@@ -20,12 +20,14 @@ pub(super) fn store_q8(row: &[f32], lane: usize, panel: &mut [u8]) {
     for (values, block) in row.chunks(Q8_INPUTS).zip(panel.chunks_exact_mut(Q8_BLOCK)) {
         let mut padded = [0.0_f32; Q8_INPUTS];
         padded[..values.len()].copy_from_slice(values);
-        let mut magnitudes = [0; Q8_INPUTS];
-        let scale = block_q8(&padded, &mut magnitudes);
+        let mut whole = [0; Q8_INPUTS];
+        let scale = block_q8(&padded, &mut whole);
         block[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
-        for (i, (value, &magnitude)) in padded.iter().zip(&magnitudes).enumerate() {
-            block[Q8_MAGNITUDES + i * PANEL + lane] = magnitude;
-            block[Q8_SIGNS + i * PANEL / 8 + lane / 8] |= u8::from(*value < 0.0) << (lane % 8);
+        for (i, &code) in whole.iter().enumerate() {
+            let [low, ninth] = (code + 256).to_le_bytes();
+            let at = lane * 2 + i % 2;
+            block[Q8_LOW + i / 2 * 2 * PANEL + at] = low;
+            block[Q8_BITS + at] |= ninth << (7 - i / 2);
         }
     }
 }
@@ -59,8 +61,8 @@ fn inverse(scale: f32) -> f32 {
 
 simd_fn! {
     /// Scale: that of least squared error among sixteen bf16s, the smallest not below the largest size over 255. Codes: the
-    /// magnitudes' nearest of 0..=255.
-    fn block_q8(block: &[f32; Q8_INPUTS], codes: &mut [u8; Q8_INPUTS]) -> u16 {
+    /// nearest of -255..=255.
+    fn block_q8(block: &[f32; Q8_INPUTS], codes: &mut [i16; Q8_INPUTS]) -> u16 {
         let largest = math::largest(block);
         let exact = largest / 255.0;
         let near = f32_to_bf16(exact);
@@ -81,7 +83,7 @@ simd_fn! {
         }
         let inverse = inverse(bf16_to_f32(best.1));
         for (code, value) in codes.iter_mut().zip(block) {
-            *code = round(value.abs() * inverse).min(255.0) as u8;
+            *code = round(value * inverse).clamp(-255.0, 255.0) as i16;
         }
         best.1
     }

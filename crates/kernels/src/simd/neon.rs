@@ -58,18 +58,6 @@ impl Lanes for float32x4_t {
         unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from))) }
     }
     #[inline(always)]
-    unsafe fn signed(magnitudes: *const u8, signs: *const u8, lane: usize) -> Self {
-        unsafe {
-            let bytes = vreinterpret_u8_u32(vdup_n_u32(magnitudes.cast::<u32>().read_unaligned()));
-            let value = vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
-            // Each lane's bit to the top.
-            let signs = vdupq_n_u32(signs.cast::<u32>().read_unaligned() >> lane);
-            let signs = vshlq_u32(signs, vld1q_s32([31, 30, 29, 28].as_ptr()));
-            let signs = vandq_u32(signs, vdupq_n_u32(0x8000_0000));
-            vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(value), signs))
-        }
-    }
-    #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}
     #[inline(always)]
     unsafe fn prefetch_far(_from: *const u8) {}

@@ -61,16 +61,6 @@ impl Lanes for __m256 {
         }
     }
     #[inline(always)]
-    unsafe fn signed(magnitudes: *const u8, signs: *const u8, lane: usize) -> Self {
-        unsafe {
-            let value = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(magnitudes.cast())));
-            // Each lane's bit to the top.
-            let signs = _mm256_set1_epi32((signs.cast::<u32>().read_unaligned() >> lane) as i32);
-            let signs = _mm256_sllv_epi32(signs, _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24));
-            _mm256_xor_ps(value, _mm256_and_ps(_mm256_castsi256_ps(signs), _mm256_set1_ps(-0.0)))
-        }
-    }
-    #[inline(always)]
     unsafe fn transpose4(from: [*const f32; 4], to: *mut f32, stride: usize) {
         unsafe { transpose4(from, to, stride) }
     }
@@ -136,14 +126,6 @@ impl Lanes for __m512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }
-    }
-    #[inline(always)]
-    unsafe fn signed(magnitudes: *const u8, signs: *const u8, lane: usize) -> Self {
-        unsafe {
-            let value = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(magnitudes.cast())));
-            let signs = signs.add(lane / 8).cast::<u16>().read_unaligned();
-            _mm512_mask_xor_ps(value, signs, value, _mm512_set1_ps(-0.0))
         }
     }
     #[inline(always)]
