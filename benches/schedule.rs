@@ -87,12 +87,12 @@ fn spec(id: u64, kind: Kind, target: usize) -> UnitSpec {
 
 /// Time of each step in which all units decode.
 fn scheduler_alone(units: u64, kind: Kind, pools: usize) -> Vec<Duration> {
-    let limits = Limits { slots: 512, kv_positions: 1 << 24, queue: 1024, pools, rows: 16 };
+    let limits = Limits { slots: 512, kv_positions: 1 << 24, queue: 1024, pools, rows: 16, kept: 4 };
     let mut scheduler = Scheduler::new(limits);
     (1..=units).for_each(|id| drop(scheduler.step(Event::Submit(Box::new(spec(id, kind, 576))))));
     let mut flying = VecDeque::new();
     let mut steps = Vec::new();
-    let mut actions = scheduler.step(Event::PipelineUp(pools));
+    let mut actions = scheduler.step(Event::PipelineUp { pools, copies: true });
     loop {
         flying.extend(
             actions.into_iter().filter_map(|action| if let Action::Send(body) = action { Some(body) } else { None }),
@@ -161,7 +161,7 @@ fn whole_loop(callers: usize, step: Duration) -> (Vec<Duration>, f64) {
         security: Security::Plain,
         pipeline: 1,
         places: Places::Fixed(stages),
-        limits: Limits { slots: 512, kv_positions: 1 << 20, queue: 1024, pools: 1, rows: 16 },
+        limits: Limits { slots: 512, kv_positions: 1 << 20, queue: 1024, pools: 1, rows: 16, kept: 4 },
         canary: vec![tokenizer.special().bos, tokenizer.special().begin_of_image],
     };
     let driver = driver.start(shutdown.clone()).unwrap();

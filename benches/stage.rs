@@ -110,7 +110,7 @@ impl Stage for ToyStage {
     type ResultsStream = Results;
 
     async fn configure(&self, _: Request<ConfigureRequest>) -> Result<Response<ConfigureResponse>, Status> {
-        Ok(Response::new(ConfigureResponse { hello: Some(self.hello()) }))
+        Ok(Response::new(ConfigureResponse { hello: Some(self.hello()), copies: false }))
     }
 
     async fn link(&self, request: Request<Streaming<LinkMessage>>) -> Result<Response<Self::LinkStream>, Status> {

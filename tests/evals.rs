@@ -6,11 +6,13 @@
 mod served;
 mod support;
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use served::Served;
-use support::{janus, names, text, tiny};
+use support::{binary, janus, names, text, tiny};
 use tempfile::{TempDir, tempdir};
 
 fn run(dir: &Path, args: &[&str]) -> Value {
@@ -82,6 +84,104 @@ fn folders_for_fid_are_the_same_from_an_endpoint_with_many_requests_at_once() {
         let picture = |folder: &str| std::fs::read(dir.path().join(folder).join("food").join(&name)).unwrap();
         assert!(picture("here") == picture("there"), "{name}");
     }
+}
+
+/// The jobs that a server has, newest first: how they stand, and their items.
+fn jobs(dir: &Path, served: &Served) -> Vec<(String, u64)> {
+    let said = support::json(dir, &["jobs", "list", "--endpoint", &served.address, "--json"]);
+    let all = said["jobs"].as_array().unwrap().iter();
+    all.map(|job| (job["status"].as_str().unwrap().to_owned(), job["total"].as_u64().unwrap())).collect()
+}
+
+fn done(items: u64) -> (String, u64) {
+    ("succeeded".to_owned(), items)
+}
+
+#[test]
+fn an_endpoint_gets_a_job_whose_results_are_those_of_requests() {
+    let dir = geneval();
+    let served = Served::start(&[]);
+    let here = ["geneval", "metadata.jsonl", "--to", "here", "-n", "2", "--seed", "7"];
+    run(dir.path(), &here);
+    let there = ["geneval", "metadata.jsonl", "--to", "there", "-n", "2", "--seed", "7", "--endpoint", &served.address];
+    let report = run(dir.path(), &there);
+    assert_eq!((&report["total"], &report["made"]), (&json!(4), &json!(4)));
+    assert_eq!(jobs(dir.path(), &served), [done(2)]);
+    let (here, folder) = (dir.path().join("here"), dir.path().join("there"));
+    assert_eq!(names(&folder), ["00000", "00001", "janus-eval.json"], "nothing else is left");
+    let picture =
+        |folder: &Path, prompt: u32, i: u32| std::fs::read(folder.join(format!("{prompt:05}/samples/{i:04}.png"))).unwrap();
+    for (prompt, i) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        assert!(picture(&here, prompt, i) == picture(&folder, prompt, i), "picture {i} of prompt {prompt}");
+    }
+    // A job of what is missing: the second picture of one prompt.
+    std::fs::remove_file(folder.join("00001/samples/0001.png")).unwrap();
+    assert_eq!(run(dir.path(), &there)["made"], 1);
+    assert_eq!(jobs(dir.path(), &served), [done(1), done(2)]);
+    assert!(picture(&here, 1, 1) == picture(&folder, 1, 1), "its seed is that of the second picture");
+    assert_eq!(run(dir.path(), &there)["made"], 0);
+    assert_eq!(jobs(dir.path(), &served).len(), 2, "no job of nothing");
+
+    let images = dir.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    std::fs::copy(tiny("golden/images/rgb_64x64.png"), images.join("a.png")).unwrap();
+    std::fs::copy(tiny("golden/images/rgb_97x61.png"), images.join("b.png")).unwrap();
+    let question =
+        |id: u32, image: &str| json!({"question_id": id, "image": image, "text": "is there a circle?"}).to_string();
+    let lines = [question(1, "a.png"), question(2, "b.png"), question(3, "a.png")].join("\n");
+    std::fs::write(dir.path().join("pope.jsonl"), lines).unwrap();
+    let ask = |to: &str, more: &[&str]| {
+        let args = ["pope", "pope.jsonl", "--images", "images", "--max-tokens", "4", "--suffix", "Yes or no?", "--to", to];
+        run(dir.path(), &[&args, more].concat());
+        std::fs::read_to_string(dir.path().join(to)).unwrap()
+    };
+    assert_eq!(ask("there.jsonl", &["--endpoint", &served.address]), ask("here.jsonl", &[]));
+    assert_eq!(jobs(dir.path(), &served)[0], done(3));
+    assert_eq!(names(dir.path()).iter().filter(|name| name.contains("jsonl.")).count(), 0, "no journal is left");
+}
+
+#[test]
+fn a_run_that_was_interrupted_finds_its_job_again() {
+    let dir = tempdir().unwrap();
+    let prompts: Vec<String> = (0..12).map(|i| format!("{i} red circles")).collect();
+    std::fs::write(dir.path().join("prompts.txt"), prompts.join("\n")).unwrap();
+    let served = Served::start(&[]);
+    let args = ["pictures", "prompts.txt", "--to", "out", "--endpoint", &served.address];
+    let mut child =
+        Command::new(binary()).arg("eval").args(args).current_dir(dir.path()).stderr(Stdio::piped()).spawn().unwrap();
+    // It says which job it is as soon as there is one.
+    let mut said = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let job = said.trim().strip_prefix("janus: job ").unwrap_or_else(|| panic!("{said}")).to_owned();
+    assert!(!dir.path().join("out/000000.png").exists(), "it was interrupted too late to be seen");
+
+    let again = janus(dir.path(), &[&["eval"], &args[..], &["--json"]].concat());
+    assert_eq!(again.code, Some(0), "{again:?}");
+    assert!(again.stderr.contains(&job), "{again:?}");
+    assert_eq!(jobs(dir.path(), &served), [done(12)], "nothing was begun anew");
+    assert_eq!(names(&dir.path().join("out")).len(), 13);
+
+    // What another benchmark remembered is none of its business, and only what is missing is painted.
+    std::fs::remove_file(dir.path().join("out/000003.png")).unwrap();
+    let memory = json!({"work": "another benchmark", "key": "k", "job": job});
+    std::fs::write(dir.path().join("out/janus-eval.job"), memory.to_string()).unwrap();
+    assert_eq!(run(dir.path(), &args)["made"], 1);
+    assert_eq!(jobs(dir.path(), &served), [done(1), done(12)]);
+}
+
+#[test]
+fn items_that_fail_are_said_and_the_others_are_kept() {
+    let dir = tempdir().unwrap();
+    let prompts = ["a red circle".to_owned(), "circle ".repeat(20_000), "a blue square".to_owned()];
+    std::fs::write(dir.path().join("prompts.txt"), prompts.join("\n")).unwrap();
+    let served = Served::start(&[]);
+    let args = ["eval", "pictures", "prompts.txt", "--to", "out", "--endpoint", &served.address];
+    let run = janus(dir.path(), &args);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains("1 of 3 items") && run.stderr.contains("failed"), "{run:?}");
+    assert_eq!(names(&dir.path().join("out")), ["000000.png", "000002.png", "janus-eval.json"]);
 }
 
 #[test]

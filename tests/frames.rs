@@ -23,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use janus_wire::frame;
 use janus_wire::v1::{Frame, FrameBody, Kind, LogsRequest, Mode, UnitResult, slot_op};
-use stage::{Hand, Line, PIPELINE, close, decode, image, open, rows, text, truncate};
+use stage::{Hand, Line, PIPELINE, close, copy, decode, holding, image, keep, open, rows, text, truncate};
 use support::golden_ids;
 use tonic::Code;
 
@@ -188,6 +188,101 @@ async fn a_replay_after_a_truncate_rebuilds_the_same_bits() {
         assert_eq!(id(&hand.step(vec![truncate(0, 1, keep)], vec![again]).await), golden.ids[6], "from {keep}");
         assert_eq!(id(&hand.step(vec![], vec![golden.decode(0, 1, 7)]).await), golden.ids[7], "after {keep}");
         assert_eq!(line.refused().await, [(0, 0); 2]);
+    }
+}
+
+#[tokio::test]
+async fn copied_positions_are_those_that_would_be_computed() {
+    let mut line = Line::start(&[0..2, 2..4]).await;
+    let golden = Golden::new();
+    let mut hand = line.connect(1).await;
+    hand.step(vec![golden.open(0, 1)], vec![golden.prefill(0, 1)]).await;
+    hand.step(vec![], vec![golden.decode(0, 1, 1)]).await;
+    let prompt = golden.prompt();
+    // Of each branch all but the last, some, nothing: what is left is fed, and the first id is the reference's.
+    let mut slot = 1;
+    let mut paints = async |hand: &mut Hand, from: (u32, u32), held: [u32; 2]| {
+        slot += 1;
+        let mut ops = vec![golden.open(slot, 1)];
+        ops.extend((0..2).filter(|b| held[*b] > 0).map(|b| copy(slot, 1, b as u32, from, held[b])));
+        let start = held[0].min(held[1]);
+        let mut unit = holding(golden.prefill(slot, 1), held);
+        (unit.start, unit.positions) = (start, prompt - start);
+        unit.held = held.iter().map(|held| held - start).collect();
+        assert_eq!(id(&hand.step(ops, vec![unit]).await), golden.ids[0], "{held:?} copied");
+        for i in 1..4 {
+            assert_eq!(id(&hand.step(vec![], vec![golden.decode(slot, 1, i)]).await), golden.ids[i], "{held:?} copied");
+        }
+    };
+    for held in [[prompt - 1; 2], [0, prompt - 1], [prompt - 1, 0], [3, 7], [1, 0]] {
+        paints(&mut hand, (0, 1), held).await;
+    }
+    // The unit is over; its prompt is not.
+    let before = line.0[0].describe().await;
+    hand.step(vec![keep(0, 1, prompt)], vec![]).await;
+    let after = line.0[0].describe().await;
+    assert_eq!(after.open_slots, before.open_slots - 1);
+    assert!(after.kv_bytes < before.kv_bytes);
+    paints(&mut hand, (0, 1), [prompt - 1; 2]).await;
+    hand.step((0..9).map(|slot| close(slot, 1)).collect(), vec![]).await;
+    assert_eq!(line.refused().await, [(0, 0); 2]);
+    assert_eq!(line.0[1].describe().await.kv_bytes, 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_copied_or_kept_is_refused_and_nothing_is_spoilt() {
+    let mut line = Line::start(&[0..2, 2..4]).await;
+    let golden = Golden::new();
+    let prompt = golden.prompt();
+    let mut epoch = 0;
+    let mut fresh = async || {
+        epoch += 1;
+        let mut hand = line.connect(epoch).await;
+        hand.step(vec![golden.open(0, 3)], vec![golden.prefill(0, 3)]).await;
+        hand
+    };
+    let whole = |slot| golden.prefill(slot, 1);
+    let shorter = |held: [u32; 2]| {
+        let start = held[0].min(held[1]);
+        let mut unit = holding(whole(1), held);
+        (unit.start, unit.positions, unit.held) = (start, prompt - start, held.iter().map(|held| held - start).collect());
+        unit
+    };
+    // None of these is done, so the unit that counts on it is refused, and one that does not is not.
+    for op in [
+        copy(1, 1, 0, (0, 2), 4),
+        copy(1, 1, 0, (1, 1), 4),
+        copy(1, 1, 0, (7, 1), 4),
+        copy(1, 1, 0, (99, 1), 4),
+        copy(1, 1, 2, (0, 3), 4),
+        copy(1, 2, 0, (0, 3), 4),
+        copy(1, 1, 0, (0, 3), prompt + 1),
+        keep(1, 1, 1),
+        keep(1, 2, 0),
+    ] {
+        let (said, mut hand) = (format!("{op:?}"), fresh().await);
+        let answer = hand.step(vec![golden.open(1, 1), op], vec![shorter([4, 0])]).await;
+        assert!(answer[0].refused.starts_with("it leaves out 4 positions of branch 0"), "{said}: {answer:?}");
+        assert_eq!(id(&hand.step(vec![], vec![whole(1)]).await), golden.ids[0], "{said}");
+    }
+    // What was fed is not replaced.
+    let mut hand = fresh().await;
+    let ops = vec![golden.open(1, 1), copy(1, 1, 0, (0, 3), 4), copy(1, 1, 0, (0, 3), 5)];
+    assert_eq!(id(&hand.step(ops, vec![shorter([4, 0])]).await), golden.ids[0]);
+    hand.step(vec![copy(1, 1, 1, (0, 3), 4)], vec![]).await;
+    assert_eq!(id(&hand.step(vec![], vec![golden.decode(1, 1, 1)]).await), golden.ids[1]);
+    // Rows that are left out without having been copied, an id without a row, and a kept slot that goes on.
+    for (op, unit, reason) in [
+        (copy(2, 1, 0, (0, 3), 4), shorter([3, 0]), "it leaves out 3 positions of branch 0, which holds 4"),
+        (copy(2, 1, 0, (0, 3), prompt), shorter([prompt, 0]), "an id is asked for, but branch 0 has no row"),
+        (keep(0, 3, 5), shorter([0, 0]), "the slot has room for"),
+    ] {
+        let slot = if reason.contains("room") { 0 } else { 2 };
+        let mut unit = unit;
+        (unit.slot, unit.generation) = if slot == 0 { (0, 3) } else { (2, 1) };
+        unit.start = if slot == 0 { 5 } else { unit.start };
+        let answer = fresh().await.step(vec![golden.open(2, 1), op], vec![unit]).await;
+        assert!(answer[0].refused.contains(reason), "{reason}: {answer:?}");
     }
 }
 

@@ -94,6 +94,48 @@ async fn cancel_many(cluster: &Cluster, count: u64, seed: u64) {
     }
 }
 
+/// What is kept of ended requests for later ones is bounded, and nothing else is held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prompts_that_are_kept_take_a_bounded_memory_and_change_no_bit() {
+    let photo = std::fs::read(tiny("golden/images/rgb_64x64.png")).unwrap();
+    let asks: Vec<Ask> = (0..40)
+        .map(|i| match i % 4 {
+            0 => Ask::Chat(chat("What is in the picture?", &[photo.clone()], 5 + i % 3)),
+            1 => Ask::Chat(chat(&format!("What is a river, and what is {i}?"), &[], 5)),
+            2 => Ask::Paint(paint("a red boat")),
+            _ => {
+                let mut request = paint(&format!("a house beside a river, {i} trees, and a hill behind"));
+                (request.n, request.seed) = (3, i.into());
+                Ask::Paint(request)
+            }
+        })
+        .collect();
+    let mut answers: Vec<Vec<Answer>> = Vec::new();
+    for kept in [0, 4] {
+        let mut cluster = Cluster::keeping(1024, kept).await;
+        let mut client = cluster.client().await;
+        let mut all = Vec::new();
+        for ask in &asks {
+            all.push(ask.again().answer(&mut client, || {}).await.unwrap());
+        }
+        cancel_many(&cluster, 200, 3).await;
+        let reused = cluster.driver.reused();
+        println!("{kept} kept: {reused:?}");
+        assert_eq!(reused.units > 0, kept > 0);
+        if kept == 0 {
+            cluster.is_empty_soon().await;
+        } else {
+            // Four slots of two rows, of at most 512 positions that take 1,536 bytes each in two layers.
+            cluster.is_empty_but_for_soon(4 * 2 * 512 * 1536).await;
+        }
+        answers.push(all);
+    }
+    let [never, kept] = &answers[..] else { panic!() };
+    for (i, (never, kept)) in never.iter().zip(kept).enumerate() {
+        assert_eq!((&never.tokens, &never.sha256), (&kept.tokens, &kept.sha256), "request {i}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_requests_leave_no_slot_no_request_and_no_memory() {
     let count = std::env::var("JANUS_TEST_CANCELS").map_or(2000, |count| count.parse().unwrap());

@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use client::{Client, Events, header, paint, soon};
+use janus_wire::v1::blobs_client::BlobsClient;
 use janus_wire::v1::cluster_client::ClusterClient;
+use janus_wire::v1::files_client::FilesClient;
 use janus_wire::v1::jobs_client::JobsClient;
 use janus_wire::v1::tenants_client::TenantsClient;
 use janus_wire::v1::{self, *};
@@ -33,11 +35,15 @@ struct Guarded {
 
 impl Guarded {
     fn start() -> Self {
+        Guarded::start_with(&[])
+    }
+
+    fn start_with(flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (key, state) = (dir.path().join("key"), dir.path().join("state"));
         std::fs::write(&key, format!("{OPERATOR}\n")).unwrap();
         let args = ["--operator-key-file", key.to_str().unwrap(), "--state", state.to_str().unwrap()];
-        Guarded { served: Served::start(&args), dir }
+        Guarded { served: Served::start(&[&args[..], flags].concat()), dir }
     }
 
     fn path(&self) -> &Path {
@@ -59,6 +65,11 @@ impl Guarded {
     async fn client(&self) -> Client {
         client::client(self.served.channel().await)
     }
+}
+
+fn http() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
 /// A message with a key.
@@ -114,6 +125,13 @@ async fn a_key_lets_in_until_it_is_revoked_and_nobody_else() {
     eventually(async || paints(&mut client, &third, paint("a red circle")).await.is_err()).await;
     let shown = server.tenants(&["list"]);
     assert_eq!(shown["tenants"][0]["revoked"], true, "{shown}");
+    let told = server.tenants(&["audit"]);
+    let told: Vec<_> = told["entries"].as_array().unwrap().iter().map(|e| [&e["by"], &e["verb"], &e["subject"]]).collect();
+    let done = ["revoked", "rotated", "rotated", "created"];
+    assert_eq!(told, done.each_ref().map(|verb| ["operator", verb, "ann"]));
+    let last = server.tenants(&["audit", "--last", "1"]);
+    assert_eq!((last["entries"].as_array().unwrap().len(), &last["entries"][0]["verb"]), (1, &"revoked".into()));
+    assert!(last["entries"][0]["at_unix_ms"].as_u64().unwrap() > 1_700_000_000_000);
     // Keys stand nowhere; what the store has is a digest.
     for file in walk(server.path()) {
         let bytes = std::fs::read(&file).unwrap();
@@ -124,6 +142,27 @@ async fn a_key_lets_in_until_it_is_revoked_and_nobody_else() {
     }
 }
 
+/// Metrics name tenants, and the HTTP port is for everybody.
+#[tokio::test]
+async fn metrics_are_for_operators_where_everybody_may_knock() {
+    let server = Guarded::start_with(&["--metrics", "127.0.0.1:0"]);
+    let ann = server.create(&["ann"]);
+    assert!(paints(&mut server.client().await, &ann, paint("a red circle")).await.is_ok());
+    let url = format!("{}/metrics", server.served.http());
+    let door = http();
+    let get = async |key: Option<&str>| {
+        let request = key.iter().fold(door.get(&url), |request, key| request.bearer_auth(key));
+        let answer = soon(request.send()).await.unwrap();
+        (answer.status().as_u16(), soon(answer.text()).await.unwrap())
+    };
+    for (key, expected) in [(None, 401), (Some("janus_wrong"), 401), (Some(&ann[..]), 403)] {
+        let (status, text) = get(key).await;
+        assert!(status == expected && !text.contains("tenant=") && !text.contains("ann"), "{key:?}: {status} {text}");
+    }
+    let (status, text) = get(Some(OPERATOR)).await;
+    assert!(status == 200 && text.contains("janus_tenant_rows_total{tenant=\"ann\"}"), "{status} {text}");
+}
+
 #[tokio::test]
 async fn a_tenant_reaches_nothing_of_another_by_any_method() {
     let server = Guarded::start();
@@ -131,7 +170,8 @@ async fn a_tenant_reaches_nothing_of_another_by_any_method() {
     let (ann, bob) = (server.create(&["ann"]), server.create(&["bob"]));
     let channel = server.served.channel().await;
     let (mut jobs, mut cluster, mut tenants) =
-        (JobsClient::new(channel.clone()), ClusterClient::new(channel.clone()), TenantsClient::new(channel));
+        (JobsClient::new(channel.clone()), ClusterClient::new(channel.clone()), TenantsClient::new(channel.clone()));
+    let (mut blobs, mut files) = (BlobsClient::new(channel.clone()), FilesClient::new(channel));
 
     // Inference: the same id is another request, a picture's digest says nothing, and nobody cancels for another.
     let png = png();
@@ -174,6 +214,21 @@ async fn a_tenant_reaches_nothing_of_another_by_any_method() {
     };
     let refused = soon(jobs.create(by(&bob, ask(digest.clone())))).await.unwrap_err();
     assert!(matches!(refused.code(), Code::NotFound | Code::InvalidArgument), "{refused}");
+    let file = || CreateFileRequest { id: "f".to_owned(), sha256: digest.clone().into(), metadata: Default::default() };
+    soon(files.create(by(&ann, file()))).await.unwrap();
+    assert_eq!(soon(files.create(by(&bob, file()))).await.unwrap_err().code(), Code::InvalidArgument);
+    let f = || "f".to_owned();
+    let codes = [
+        soon(first_of(blobs.get(by(&bob, GetBlobRequest { sha256: digest.clone().into() })))).await,
+        soon(blobs.delete(by(&bob, DeleteBlobRequest { sha256: digest.clone().into() }))).await.map(drop),
+        soon(files.get(by(&bob, GetFileRequest { id: f() }))).await.map(drop),
+        soon(files.delete(by(&bob, DeleteFileRequest { id: f() }))).await.map(drop),
+    ];
+    for (i, code) in codes.into_iter().enumerate() {
+        assert_eq!(code.unwrap_err().code(), Code::NotFound, "method {i}");
+    }
+    assert!(soon(files.list(by(&bob, ListFilesRequest::default()))).await.unwrap().into_inner().files.is_empty());
+    assert_eq!(soon(files.list(by(&ann, ListFilesRequest::default()))).await.unwrap().into_inner().files[0].id, "f");
     let job = soon(jobs.create(by(&ann, ask(digest)))).await.unwrap().into_inner().id;
     let id = || job.clone();
     let codes = [
@@ -199,10 +254,15 @@ async fn a_tenant_reaches_nothing_of_another_by_any_method() {
         soon(tenants.rotate(by(&bob, RotateTenantRequest { name: "ann".to_owned(), grace_seconds: 0 }))).await.map(drop),
         soon(tenants.revoke(by(&bob, RevokeTenantRequest { name: "ann".to_owned() }))).await.map(drop),
         soon(tenants.usage(by(&bob, TenantUsageRequest::default()))).await.map(drop),
+        soon(tenants.audit(by(&bob, AuditRequest::default()))).await.map(drop),
     ];
     for (i, code) in denied.into_iter().enumerate() {
         assert_eq!(code.unwrap_err().code(), Code::PermissionDenied, "method {i}");
     }
+    // What is kept is counted for the one who sent it.
+    eventually(async || server.tenants(&["usage", "ann"])["tenants"][0]["bytes"].as_u64() >= Some(png.len() as u64)).await;
+    let bob = server.tenants(&["usage", "bob"]);
+    assert_eq!(bob["tenants"][0]["bytes"], 0, "{bob}");
 }
 
 /// The error of a stream, or of its first message.

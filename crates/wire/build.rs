@@ -4,7 +4,7 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("../../proto");
-    let files = ["frame", "nodes", "inference", "cluster", "records", "jobs", "tenants", "blobs"]
+    let files = ["frame", "nodes", "inference", "cluster", "records", "jobs", "tenants", "blobs", "files"]
         .map(|name| root.join(format!("janus/v1/{name}.proto")));
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(files, [root])?;

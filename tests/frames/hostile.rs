@@ -59,12 +59,15 @@ fn unit(random: &mut Numbers) -> Unit {
         inputs: (0..random.below(4)).map(|_| input(random)).collect(),
         sample: (random.below(2) == 0).then(|| number(random)),
         refused: if random.below(9) == 0 { "so it says".to_owned() } else { String::new() },
+        held: (0..random.below(4)).map(|_| number(random)).collect(),
     }
 }
 
 fn operation(random: &mut Numbers) -> SlotOp {
     let (slot, generation) = (1 + number(random) % 80, random.below(3) as u32);
-    match random.below(4) {
+    match random.below(6) {
+        4 => copy(slot, generation, number(random) % 3, (number(random) % 80, random.below(3) as u32), number(random)),
+        5 => keep(slot, generation, number(random)),
         0 => close(slot, generation),
         1 => truncate(slot, generation, number(random)),
         2 => open(slot, generation, Kind::Pair, number(random)),

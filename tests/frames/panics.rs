@@ -32,6 +32,12 @@ impl Compute for Toy {
     fn truncate(&mut self, _: usize, _: usize) -> Result<(), String> {
         Ok(())
     }
+    fn copy(&mut self, _from: usize, _to: usize, _length: usize) -> Result<(), String> {
+        Ok(())
+    }
+    fn shrink(&mut self, _row_slot: usize, _length: usize) -> Result<(), String> {
+        Ok(())
+    }
     fn embed(&mut self, input: &Input, _: &Features, out: &mut Vec<f32>) -> Result<(), String> {
         for piece in &input.pieces {
             if let Some(piece::Piece::Text(ids) | piece::Piece::Image(ids)) = &piece.piece {

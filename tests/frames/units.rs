@@ -48,7 +48,7 @@ fn misfits() -> Vec<(Unit, &'static str)> {
         (with(|u| u.mode = Mode::Replay.into()), "it replays without a truncate before it"),
         (with(|u| u.mode = 9), "its mode is unknown"),
         (with(|u| u.positions = 0), "it has 0 positions"),
-        (with(|u| u.inputs[1] = text(&[7])), "a branch has 1 positions, the unit 2"),
+        (with(|u| u.inputs[1] = text(&[7])), "branch 1 has 1 positions of input, not 2"),
         (with(|u| u.slot = 40), "its slot is not open"),
         (with(|u| u.slot = u32::MAX), "its slot is not open"),
         (with(|u| u.inputs[1] = text(&[7, 60_000])), "60000"),

@@ -223,6 +223,33 @@ pub fn truncate(slot: u32, generation: u32, length: u32) -> SlotOp {
     op(slot, generation, slot_op::Op::Truncate(length))
 }
 
+/// Branch `branch` of `slot` gets the first `length` positions of the same branch of `from`.
+pub fn copy(slot: u32, generation: u32, branch: u32, from: (u32, u32), length: u32) -> SlotOp {
+    let (from_slot, from_generation) = from;
+    let copy = slot_op::Copy { branch, from_slot, from_generation, from_branch: branch, length };
+    op(slot, generation, slot_op::Op::Copy(copy))
+}
+
+pub fn keep(slot: u32, generation: u32, length: u32) -> SlotOp {
+    op(slot, generation, slot_op::Op::Keep(length))
+}
+
+/// The same rows, of which the branches hold so many already.
+pub fn holding(mut unit: Unit, held: [u32; 2]) -> Unit {
+    for (input, held) in unit.inputs.iter_mut().zip(held) {
+        let mut left = held as usize;
+        for piece in &mut input.pieces {
+            if let Some(piece::Piece::Text(ids) | piece::Piece::Image(ids)) = &mut piece.piece {
+                let gone = left.min(ids.ids.len());
+                ids.ids.drain(..gone);
+                left -= gone;
+            }
+        }
+    }
+    unit.held = held.to_vec();
+    unit
+}
+
 pub fn text(ids: &[u32]) -> Input {
     let ids = Ids { ids: ids.to_vec() };
     Input { pieces: vec![Piece { piece: Some(piece::Piece::Text(ids)) }] }
@@ -242,7 +269,7 @@ pub fn rows(slot: u32, generation: u32, mode: Mode, start: u32, inputs: Vec<Inpu
     };
     let positions = inputs.first().map_or(0, |input| input.pieces.iter().map(positions).sum()) as u32;
     let (kind, mode) = (Kind::Pair.into(), mode.into());
-    v1::Unit { slot, generation, kind, mode, start, positions, inputs, sample, refused: String::new() }
+    v1::Unit { slot, generation, kind, mode, start, positions, inputs, sample, ..Unit::default() }
 }
 
 /// One position of a pair: the id drawn last.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use janus_wire::v1::blobs_server::{Blobs, BlobsServer};
+use janus_wire::v1::files_server::{Files, FilesServer};
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::{Jobs, JobsServer};
 use janus_wire::v1::{self, JobStatus, create_job_request, job_item};
@@ -28,6 +29,7 @@ pub struct FakeJobs(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     blobs: HashMap<Vec<u8>, Bytes>,
+    files: Vec<v1::File>,
     jobs: Vec<Made>,
     broke: bool,
 }
@@ -94,7 +96,8 @@ impl FakeJobs {
         let router = server
             .add_service(InferenceServer::new(Fake::new([])))
             .add_service(JobsServer::new(self.clone()))
-            .add_service(BlobsServer::new(self.clone()));
+            .add_service(BlobsServer::new(self.clone()))
+            .add_service(FilesServer::new(self.clone()));
         tokio::spawn(router.serve_with_incoming(listener.incoming()));
         address
     }
@@ -135,6 +138,40 @@ impl Blobs for FakeJobs {
     async fn delete(&self, request: Request<v1::DeleteBlobRequest>) -> Result<Response<v1::DeleteBlobResponse>, Status> {
         let gone = self.lock().blobs.remove(&request.get_ref().sha256[..]);
         gone.map(|_| Response::new(v1::DeleteBlobResponse {})).ok_or_else(|| Status::not_found("sha256: is unknown"))
+    }
+}
+
+#[tonic::async_trait]
+impl Files for FakeJobs {
+    async fn create(&self, request: Request<v1::CreateFileRequest>) -> Result<Response<v1::File>, Status> {
+        let v1::CreateFileRequest { id, sha256, metadata } = request.into_inner();
+        let mut state = self.lock();
+        let size = state.blobs[&sha256[..]].len() as u64;
+        let created_unix_ms = NOW + 1000 * state.files.len() as u64;
+        let file = v1::File { id, sha256, size, created_unix_ms, expires_unix_ms: NOW + 1_000_000, metadata };
+        state.files.push(file.clone());
+        Ok(Response::new(file))
+    }
+
+    async fn get(&self, request: Request<v1::GetFileRequest>) -> Result<Response<v1::File>, Status> {
+        let file = self.lock().files.iter().find(|file| file.id == request.get_ref().id).cloned();
+        file.map(Response::new).ok_or_else(|| Status::not_found("id: is unknown"))
+    }
+
+    /// Two of a page, so that there are pages.
+    async fn list(&self, request: Request<v1::ListFilesRequest>) -> Result<Response<v1::ListFilesResponse>, Status> {
+        let from: usize = request.get_ref().page_token.parse().unwrap_or(0);
+        let files = self.lock().files.clone();
+        let next_page_token = if from + 2 < files.len() { (from + 2).to_string() } else { String::new() };
+        let files = files.into_iter().rev().skip(from).take(2).collect();
+        Ok(Response::new(v1::ListFilesResponse { files, next_page_token }))
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteFileRequest>) -> Result<Response<v1::DeleteFileResponse>, Status> {
+        let mut state = self.lock();
+        let at = state.files.iter().position(|file| file.id == request.get_ref().id);
+        state.files.remove(at.ok_or_else(|| Status::not_found("id: is unknown"))?);
+        Ok(Response::new(v1::DeleteFileResponse {}))
     }
 }
 

@@ -47,8 +47,9 @@ def pictures():
     ]
     file = upload(lines)
     assert (file.purpose, file.bytes, file.status) == ("batch", len("\n".join(lines)), "processed")
-    assert client.files.retrieve(file.id) == file
+    assert client.files.retrieve(file.id) == file and file.expires_at > file.created_at
     assert client.files.content(file.id).text == "\n".join(lines)
+    assert [f for f in client.files.list() if f.id == file.id] == [file], "no batch is made of it yet"
     batch = client.batches.create(
         input_file_id=file.id, endpoint=PAINT, completion_window="24h", metadata={"for": "a test"}
     )
@@ -70,6 +71,25 @@ def pictures():
     assert {file.id, batch.output_file_id, batch.error_file_id} <= listed
     assert {f.id for f in client.files.list(purpose="batch_output")} == listed - {file.id}
     return batch
+
+
+def pages():
+    """Every file is on one page, whatever the order and however long the pages are."""
+    mine = [upload([line("x", PAINT, {"prompt": "x"})], f"{i}.jsonl") for i in range(5)]
+    everything = [f.id for f in client.files.list()]
+    assert len(everything) == len(set(everything)) and {f.id for f in mine} <= set(everything)
+    assert [f.id for f in client.files.list(limit=2)] == everything
+    assert [f.id for f in client.files.list(limit=2, order="asc")] == everything[::-1]
+    page = client.files.list(limit=2, after=everything[1])
+    assert [f.id for f in page.data] == everything[2:4] and page.has_more
+    assert client.files.list(after=everything[-1]).data == []
+    ours = [f for f in client.files.list(purpose="batch", limit=3) if f.id in {f.id for f in mine}]
+    assert sorted(f.filename for f in ours) == [f"{i}.jsonl" for i in range(5)]
+    refused("no file", lambda: client.files.list(after="file-none"), openai.NotFoundError, None)
+    refused("order", lambda: client.files.list(order="newest"), param="order")
+    for file in mine:
+        assert client.files.delete(file.id).deleted
+    assert [f.id for f in client.files.list()] == [id for id in everything if id not in {f.id for f in mine}]
 
 
 def questions(picture):
@@ -136,6 +156,7 @@ def endings(first):
 
 first = pictures()
 shown = content(first.output_file_id)[0]["response"]["body"]["data"][0]["b64_json"]
+pages()
 questions(shown)
 errors()
 endings(first)

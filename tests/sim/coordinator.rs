@@ -417,7 +417,7 @@ impl World {
 
 /// Limits of every pipeline.
 pub(crate) fn limits() -> Limits {
-    Limits { slots: SLOTS, kv_positions: 200, queue: 6, pools: 1, rows: 4 }
+    Limits { slots: SLOTS, kv_positions: 200, queue: 6, pools: 1, rows: 4, kept: 2 }
 }
 
 /// What is asked of the placement.

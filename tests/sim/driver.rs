@@ -125,7 +125,8 @@ impl World {
                     return self.driver_over(c, p, Some(("a stream ended".to_owned(), None)));
                 }
                 let now = self.clock(c);
-                let deeds = self.coordinators[c].reign.as_mut().expect("it reigns").drivers[p].core.up(now, epoch, pools);
+                let deeds =
+                    self.coordinators[c].reign.as_mut().expect("it reigns").drivers[p].core.up(now, epoch, pools, true);
                 self.deeds(c, p, deeds);
                 self.caught_up(c, p);
             }

@@ -87,6 +87,19 @@ impl Compute for Toy {
         Ok(())
     }
 
+    fn copy(&mut self, from: usize, to: usize, length: usize) -> Result<(), String> {
+        let source = self.slots.get(&from).ok_or("copied from, but not open")?;
+        let states = source.states.get(..length).ok_or("copied from, but too short")?.to_vec();
+        self.slots.get_mut(&to).ok_or("copied to, but not open")?.states = states;
+        Ok(())
+    }
+
+    fn shrink(&mut self, row_slot: usize, length: usize) -> Result<(), String> {
+        self.truncate(row_slot, length)?;
+        self.slots.get_mut(&row_slot).ok_or("shrunk, but not open")?.capacity = length;
+        Ok(())
+    }
+
     fn embed(&mut self, input: &Input, features: &Features, out: &mut Vec<f32>) -> Result<(), String> {
         for piece in &input.pieces {
             match &piece.piece {

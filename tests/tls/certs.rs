@@ -88,4 +88,14 @@ fn certificates_that_do_not_fit_are_refused_before_anything_starts() {
     ] {
         refused(&run, words);
     }
+    // A check says what the run would.
+    for verb in ["serve", "gateway"] {
+        let alone = [verb, "--listen", "127.0.0.1:0", "--tls-ca", "p/ca.pem"];
+        let (run, check) =
+            (janus(dir.path(), &alone), janus(dir.path(), &[&["config", "check", "--"][..], &alone].concat()));
+        refused(&check, "a server needs a certificate");
+        assert_eq!(run.stderr, check.stderr, "{verb}");
+    }
+    let key = ["config", "check", "--", "serve", "--operator-key-file", "missing"];
+    refused(&janus(dir.path(), &key), "--operator-key-file missing");
 }

@@ -7,6 +7,7 @@ use janus_cluster::{Candidate, Members};
 use janus_wire::status::unavailable;
 use janus_wire::v1::blobs_server::{Blobs as BlobsService, BlobsServer};
 use janus_wire::v1::cluster_server::{Cluster, ClusterServer};
+use janus_wire::v1::files_server::{Files as FilesService, FilesServer};
 use janus_wire::v1::inference_server::{Inference, InferenceServer};
 use janus_wire::v1::jobs_server::{Jobs as JobsService, JobsServer};
 use janus_wire::v1::{self, MemberStatus, PipelineStatus, RequestCounts, StagePlace};
@@ -75,6 +76,11 @@ impl Front {
     /// For clients that read blobs back.
     pub fn blobs(self) -> BlobsServer<Self> {
         BlobsServer::new(self)
+    }
+
+    /// For clients that name their blobs.
+    pub fn files(self) -> FilesServer<Self> {
+        FilesServer::new(self)
     }
 
     fn reign(&self) -> Result<Reign, Status> {
@@ -167,6 +173,25 @@ impl BlobsService for Front {
 }
 
 #[tonic::async_trait]
+impl FilesService for Front {
+    async fn create(&self, request: Request<v1::CreateFileRequest>) -> Result<Response<v1::File>, Status> {
+        FilesService::create(&self.kept_jobs()?, request).await
+    }
+
+    async fn get(&self, request: Request<v1::GetFileRequest>) -> Result<Response<v1::File>, Status> {
+        FilesService::get(&self.kept_jobs()?, request).await
+    }
+
+    async fn list(&self, request: Request<v1::ListFilesRequest>) -> Result<Response<v1::ListFilesResponse>, Status> {
+        FilesService::list(&self.kept_jobs()?, request).await
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteFileRequest>) -> Result<Response<v1::DeleteFileResponse>, Status> {
+        FilesService::delete(&self.kept_jobs()?, request).await
+    }
+}
+
+#[tonic::async_trait]
 impl Cluster for Front {
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let reign = self.0.reign.borrow().clone();
@@ -219,9 +244,12 @@ impl Cluster for Front {
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
-        Caller::of(&request).operator()?;
-        let node = request.into_inner().node;
-        self.reign()?.conductor.drain(&node).await?;
+        let caller = Caller::of(&request);
+        caller.operator()?;
+        let (node, reign) = (request.into_inner().node, self.reign()?);
+        let told = reign.coordinator.tenants().audit(&caller.tenant, "drained", &node).await;
+        told.map_err(|error| unavailable(format!("the store: {error}"), RETRY))?;
+        reign.conductor.drain(&node).await?;
         Ok(Response::new(v1::DrainResponse {}))
     }
 }
@@ -277,7 +305,7 @@ impl JobsService for Front {
     }
 
     async fn create(&self, request: Request<Streaming<v1::CreateJobRequest>>) -> Result<Response<v1::Job>, Status> {
-        self.kept_jobs()?.create(request).await
+        JobsService::create(&self.kept_jobs()?, request).await
     }
 
     async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
@@ -285,7 +313,7 @@ impl JobsService for Front {
     }
 
     async fn list(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
-        self.kept_jobs()?.list(request).await
+        JobsService::list(&self.kept_jobs()?, request).await
     }
 
     async fn cancel(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {

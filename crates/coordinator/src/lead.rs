@@ -140,9 +140,12 @@ impl Realm {
         coordinator.restore(admitted, &logs).await;
         let jobs = self.jobs(&coordinator, epoch, logs, &over).await;
         tokio::spawn(self.clone().keep_logs(epoch, drivers.clone(), over.clone()));
-        let (tenants, measured) = (self.tenants.clone(), drivers.clone());
+        if let Err(error) = self.tenants.trim_audit().await {
+            tracing::warn!(%error, "the log of what operators did is not shortened");
+        }
+        let (tenants, measured, kept) = (self.tenants.clone(), drivers.clone(), jobs.clone());
         let (fence, every) = (Some((self.identity.cluster.clone(), epoch)), self.log_every);
-        tokio::spawn(async move { over.run_until_cancelled(tenants.measure(measured, fence, every)).await });
+        tokio::spawn(async move { over.run_until_cancelled(tenants.measure(measured, kept, fence, every)).await });
         let ready = any_ready(&drivers);
         Ok(Some(Reign { coordinator, conductor, jobs, drivers, ready, epoch }))
     }

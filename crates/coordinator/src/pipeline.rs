@@ -44,6 +44,8 @@ pub(crate) struct Ends {
     pub(crate) frames: mpsc::Sender<LinkMessage>,
     pub(crate) answers: Streaming<LinkAnswer>,
     pub(crate) results: Streaming<ResultMessage>,
+    /// All stages know how to copy positions from slot to slot.
+    pub(crate) copies: bool,
 }
 
 /// Why a pipeline could not be connected, and at which of its stages.
@@ -87,6 +89,7 @@ pub(crate) async fn connect(
     for (i, node) in stages.iter().enumerate() {
         clients.push(stage_client(&node.address, security).await.map_err(at(i))?);
     }
+    let mut copies = true;
     for (i, client) in clients.iter_mut().enumerate().rev() {
         let next = stages.get(i + 1);
         let request = ConfigureRequest {
@@ -97,6 +100,7 @@ pub(crate) async fn connect(
         };
         let answer = answered(&stages[i], client.configure(request)).await.map_err(at(i))?;
         identity.check(answer.hello.as_ref()).map_err(at(i))?;
+        copies &= answer.copies;
     }
     let (Some(last), Some(last_client)) = (stages.last(), clients.last_mut()) else {
         let error = Error::Connect { address: "the pipeline".to_owned(), reason: "it has no stages".to_owned() };
@@ -115,5 +119,5 @@ pub(crate) async fn connect(
     let mut answers = answered(&stages[0], clients[0].link(ReceiverStream::new(receiver))).await.map_err(at(0))?;
     let answer = message(&stages[0], &mut answers).await.map_err(at(0))?.and_then(|a| a.hello);
     identity.check(answer.as_ref()).map_err(at(0))?;
-    Ok(Ends { frames, answers, results })
+    Ok(Ends { frames, answers, results, copies })
 }

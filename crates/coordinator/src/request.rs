@@ -10,6 +10,7 @@ use std::time::Duration;
 use janus_wire::v1::DecodeResponse;
 use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
+use tonic::Status;
 
 use crate::schedule::{Finish, UnitId};
 
@@ -54,8 +55,8 @@ pub(crate) struct Record {
     pub(crate) prompt: Vec<u32>,
     /// The trace of the call that made it.
     pub(crate) trace: opentelemetry::Context,
-    /// Whether it is durable, once that is known.
-    accepted: watch::Sender<Option<bool>>,
+    /// Whether it is durable, or why it is refused, once that is known.
+    accepted: watch::Sender<Option<Result<bool, Status>>>,
 }
 
 impl Record {
@@ -75,13 +76,23 @@ impl Record {
 
     /// The request is admitted, durably or not.
     pub(crate) fn accept(&self, durable: bool) {
-        self.accepted.send_replace(Some(durable));
+        self.accepted.send_replace(Some(Ok(durable)));
+    }
+
+    /// It is not admitted: that is its end for everybody who joined it.
+    pub(crate) fn refuse(&self, why: &Status) {
+        self.lock().iter_mut().for_each(|p| p.end = Some(Err(Failure::Cancelled)));
+        self.accepted.send_replace(Some(Err(why.clone())));
     }
 
     /// Waits until it is admitted; whether that is durable.
-    pub(crate) async fn accepted(&self) -> bool {
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub(crate) async fn accepted(&self) -> Result<bool, Status> {
         let mut accepted = self.accepted.subscribe();
-        accepted.wait_for(Option::is_some).await.is_ok_and(|durable| durable.unwrap_or_default())
+        let known = accepted.wait_for(Option::is_some).await.ok().and_then(|known| known.clone());
+        known.unwrap_or(Ok(false))
     }
 
     /// Changes the progress of unit `index` and wakes readers.
@@ -290,5 +301,18 @@ mod tests {
         reader.record.update(0, |p| p.end = Some(Ok(Finish::Complete)));
         drop(reader);
         assert!(matches!(join(), Joined::Known(_)));
+    }
+
+    #[tokio::test]
+    async fn who_joined_a_request_that_is_refused_hears_why() {
+        let requests = Requests::default();
+        let join = || requests.join("a", [1; 32], || Record::new([1; 32], vec![7], &[], vec![]), |_, _| {});
+        let Joined::New(first) = join() else { panic!("it is new") };
+        let Joined::Known(second) = join() else { panic!("it is known") };
+        let waiting = tokio::spawn(async move { second.record.accepted().await });
+        first.record.refuse(&Status::resource_exhausted("enough for today"));
+        assert_eq!(waiting.await.unwrap().unwrap_err().message(), "enough for today");
+        drop(first);
+        assert!(matches!(join(), Joined::New(_)));
     }
 }

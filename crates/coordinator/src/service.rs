@@ -36,6 +36,7 @@ use crate::schedule::{Share, UnitId, UnitSpec};
 use crate::tenants::Tenants;
 
 mod chat;
+mod encoded;
 mod paint;
 mod palette;
 mod partial;
@@ -100,6 +101,7 @@ struct Shared {
     decoders: Pool<DecoderClient<Channel>>,
     /// What each code looks like, once a decoder said so.
     palette: OnceCell<Bytes>,
+    encoded: encoded::Encoded,
     ledger: Option<Ledger>,
     tenants: Tenants,
     draining: CancellationToken,
@@ -148,6 +150,7 @@ impl Coordinator {
             encoders: Pool::encoders(encoders, &security, patience),
             decoders: Pool::decoders(decoders, &security, patience),
             palette: OnceCell::new(),
+            encoded: encoded::Encoded::default(),
             // The canary of every pipeline is 0.
             next_unit: AtomicU64::new(1),
             requests: Requests::default(),
@@ -225,6 +228,10 @@ impl Coordinator {
     /// Name of the model.
     pub fn model_name(&self) -> String {
         self.0.model.name.clone()
+    }
+
+    pub(crate) fn tenants(&self) -> &Tenants {
+        &self.0.tenants
     }
 
     /// Requests that are not finished, and all that are remembered.
@@ -328,14 +335,16 @@ impl Shared {
                 )));
             }
             Joined::Known(reader) => {
-                reader.record.accepted().await;
+                reader.record.accepted().await?;
                 return Ok(reader);
             }
             Joined::New(reader) => reader,
         };
         let asked = specs.iter().filter(|spec| spec.kind != Kind::Text).count() as u64;
-        // Over a quota the reader leaves again, and nothing is left of the request.
-        self.tenants.admit(tenant, asked, || self.requests.unfinished(tenant))?;
+        // Over a quota its readers leave again, and nothing is left of the request.
+        self.tenants
+            .admit(tenant, asked, || self.requests.unfinished(tenant))
+            .inspect_err(|status| reader.record.refuse(status))?;
         let (shared, tenant, mine) = (self.clone(), tenant.to_owned(), reader.another());
         // A caller that goes away meanwhile does not end this: others may have joined.
         let begin = async move {
@@ -411,6 +420,12 @@ impl Shared {
             let (tenant, pictures, record) = (tenant.clone(), pictures.clone(), record.clone());
             let again = async move {
                 let home = record.look(index, |p| p.home).unwrap_or_default();
+                if let Some(first) = shared.first_stage(home) {
+                    let gone = |picture: &Blob| {
+                        shared.encoded.gone(&first.address, &crate::images::feature_handle(&tenant, &picture.digest));
+                    };
+                    pictures.iter().for_each(gone);
+                }
                 match shared.understand(&tenant, &pictures, home).await {
                     Ok(()) => shared.drivers[home].features_ready(unit).await,
                     Err(error) => {
@@ -425,25 +440,35 @@ impl Shared {
         })
     }
 
+    fn first_stage(&self, home: usize) -> Option<crate::pipeline::StageNode> {
+        self.drivers[home].placed().and_then(|placement| placement.stages.first().cloned())
+    }
+
     /// Has the features of all pictures at the first stage of a pipeline.
     async fn understand(&self, tenant: &str, pictures: &[Blob], home: usize) -> Result<(), Status> {
         for picture in pictures {
+            let handle = crate::images::feature_handle(tenant, &picture.digest);
+            if self.first_stage(home).is_some_and(|first| self.encoded.has(&first.address, &handle)) {
+                continue;
+            }
             let request = v1::UnderstandRequest {
                 hello: Some(self.hello()),
                 image: picture.data.clone(),
-                handle: crate::images::feature_handle(tenant, &picture.digest),
+                handle: handle.clone(),
                 ..v1::UnderstandRequest::default()
             };
             let call = self.encoders.call(|mut encoder| {
-                let first = self.drivers[home].placed().and_then(|placement| placement.stages.first().cloned());
-                let mut request = request.clone();
+                let first = self.first_stage(home);
+                let (mut request, handle) = (request.clone(), &handle);
                 async move {
                     let none = || status::unavailable("the pipeline has no stages", RETRY);
                     let first = first.ok_or_else(none)?;
-                    request.stage = first.address;
+                    request.stage = first.address.clone();
                     request.stage_first_layer = first.layers.start as u32;
                     request.stage_end_layer = first.layers.end as u32;
-                    encoder.understand(janus_wire::trace::request(request)).await
+                    let answer = encoder.understand(janus_wire::trace::request(request)).await?;
+                    self.encoded.put(&first.address, handle);
+                    Ok(answer)
                 }
             });
             let call = call.instrument(info_span!("understand", otel.kind = "client"));

@@ -10,7 +10,7 @@ use janus_coordinator::schedule::{Action, Band, Event, Limits, Scheduler, Share,
 use janus_wire::v1::{FrameBody, Ids, Kind, Piece, Sampling, piece};
 use toy::{Dice, Toy, alone};
 
-const LIMITS: Limits = Limits { slots: 5, kv_positions: 700, queue: 400, pools: 2, rows: 4 };
+const LIMITS: Limits = Limits { slots: 5, kv_positions: 700, queue: 400, pools: 2, rows: 4, kept: 2 };
 /// The most positions a unit has here, its prompt included, and its rows.
 const LONGEST: usize = 40 + 60;
 /// By so many rows, at weight 1, the work done for two tenants that both have something waiting may differ: two of the
@@ -57,7 +57,7 @@ struct World {
 impl World {
     fn new(limits: Limits, seed: u64) -> Self {
         let mut scheduler = Scheduler::new(limits);
-        scheduler.step(Event::PipelineUp(limits.pools));
+        scheduler.step(Event::PipelineUp { pools: limits.pools, copies: true });
         World {
             scheduler,
             toy: Toy::default(),
@@ -182,7 +182,8 @@ fn a_flood_delays_somebody_who_asks_for_little_by_no_more_than_one_unit() {
 #[test]
 fn somebody_who_waits_goes_before_work_that_nobody_waits_for_and_no_bit_changes() {
     for seed in 0..200 {
-        let mut world = World::new(LIMITS, seed);
+        // Every position is computed and charged, none is copied.
+        let mut world = World::new(Limits { kept: 0, ..LIMITS }, seed);
         (1..=20).for_each(|id| world.submit(unit(id, Kind::Pair, 10, 50, "ann", 1, Band::Batch)));
         (0..20 + world.dice.roll(100)).for_each(|_| assert!(world.step()));
         world.submit(unit(100, Kind::Pair, 10, 50, "ann", 1, Band::Interactive));

@@ -14,7 +14,7 @@ use toy::{Dice, Toy, alone};
 /// A failing seed goes here, and stays.
 const REMEMBERED: [u64; 1] = [0];
 
-const LIMITS: Limits = Limits { slots: 6, kv_positions: 900, queue: 12, pools: 2, rows: 4 };
+const LIMITS: Limits = Limits { slots: 6, kv_positions: 900, queue: 12, pools: 2, rows: 4, kept: 3 };
 const END: u32 = 7;
 
 fn spec(id: UnitId, dice: &mut Dice) -> UnitSpec {
@@ -113,7 +113,7 @@ impl World {
                 _ if !up => {
                     up = true;
                     world.toy = Toy::forgetful();
-                    Event::PipelineUp(LIMITS.pools)
+                    Event::PipelineUp { pools: LIMITS.pools, copies: true }
                 }
                 14..30 if !world.parked.is_empty() => Event::FeaturesReady(world.parked.swap_remove(0)),
                 _ => match world.flying.pop_front() {
@@ -166,11 +166,11 @@ fn sent(actions: &[Action]) -> Vec<&FrameBody> {
 
 #[test]
 fn rows_fill_a_microbatch_before_another_one_opens() {
-    let limits = Limits { slots: 32, kv_positions: 10_000, queue: 64, pools: 3, rows: 16 };
+    let limits = Limits { slots: 32, kv_positions: 10_000, queue: 64, pools: 3, rows: 16, kept: 3 };
     for (units, microbatches, largest) in [(1, 1, 1), (16, 1, 16), (17, 2, 9), (64, 4, 16)] {
         let mut scheduler = Scheduler::new(Limits { slots: 64, ..limits });
         (1..=units).for_each(|id| drop(scheduler.step(Event::Submit(Box::new(text(id, 1, 5))))));
-        let actions = scheduler.step(Event::PipelineUp(limits.pools));
+        let actions = scheduler.step(Event::PipelineUp { pools: limits.pools, copies: true });
         let sizes: Vec<_> = sent(&actions).iter().map(|body| body.units.len()).collect();
         assert_eq!((sizes.len(), sizes[0]), (microbatches, largest), "{units} units");
         assert_eq!(sizes.iter().sum::<usize>() as u64, units);
@@ -179,12 +179,13 @@ fn rows_fill_a_microbatch_before_another_one_opens() {
 
 #[test]
 fn rows_that_fill_every_microbatch_are_divided_equally_and_none_waits() {
-    let limits = Limits { slots: 256, kv_positions: 100_000, queue: 256, pools: 1, rows: 16 };
+    let limits = Limits { slots: 256, kv_positions: 100_000, queue: 256, pools: 1, rows: 16, kept: 3 };
     for (units, pools, share) in [(200, 1, 100), (201, 1, 101), (200, 3, 50), (33, 1, 17)] {
         let mut scheduler = Scheduler::new(Limits { pools, ..limits });
         let (mut toy, mut dice) = (Toy::default(), Dice(units));
         (1..=units).for_each(|id| drop(scheduler.step(Event::Submit(Box::new(text(id, 1, 40))))));
-        let mut flying: VecDeque<FrameBody> = sent(&scheduler.step(Event::PipelineUp(pools))).into_iter().cloned().collect();
+        let mut flying: VecDeque<FrameBody> =
+            sent(&scheduler.step(Event::PipelineUp { pools: pools, copies: true })).into_iter().cloned().collect();
         for step in 0..60 {
             assert_eq!(flying.len(), pools + 1, "{units} units, step {step}");
             let sizes: Vec<_> = flying.iter().map(|body| body.units.len()).collect();
@@ -199,11 +200,11 @@ fn rows_that_fill_every_microbatch_are_divided_equally_and_none_waits() {
 
 #[test]
 fn a_long_prompt_delays_a_running_picture_by_one_chunk_at_most() {
-    let mut scheduler = Scheduler::new(Limits { slots: 4, kv_positions: 10_000, queue: 4, pools: 1, rows: 16 });
+    let mut scheduler = Scheduler::new(Limits { slots: 4, kv_positions: 10_000, queue: 4, pools: 1, rows: 16, kept: 3 });
     let mut toy = Toy::default();
     let mut dice = Dice(1);
     scheduler.step(Event::Submit(Box::new(text(1, 1, 100))));
-    let mut actions = scheduler.step(Event::PipelineUp(LIMITS.pools));
+    let mut actions = scheduler.step(Event::PipelineUp { pools: LIMITS.pools, copies: true });
     for step in 0..20 {
         if step == 5 {
             drop(scheduler.step(Event::Submit(Box::new(text(2, 500, 1)))));
@@ -229,4 +230,113 @@ fn what_can_never_fit_is_refused_with_numbers() {
         matches!(&actions[..], [Action::Failed(1, reason)] if reason.contains("999") && reason.contains("900")),
         "{actions:?}"
     );
+}
+
+/// A pipeline with room for much, and what it computed.
+struct Shared {
+    scheduler: Scheduler,
+    toy: Toy,
+}
+
+impl Shared {
+    fn new(limits: Limits, copies: bool) -> Self {
+        let mut scheduler = Scheduler::new(limits);
+        scheduler.step(Event::PipelineUp { pools: 1, copies });
+        Shared { scheduler, toy: Toy::default() }
+    }
+
+    /// Runs these units to their ends, which are those they have alone; rows computed and positions copied for them.
+    fn run(&mut self, specs: Vec<UnitSpec>) -> (usize, usize) {
+        let before = (self.toy.rows, self.toy.copied);
+        let mut world = World { wanted: specs.iter().map(|s| (s.id, s.clone())).collect(), ..World::default() };
+        std::mem::swap(&mut world.toy, &mut self.toy);
+        for spec in specs {
+            let actions = self.scheduler.step(Event::Submit(Box::new(spec)));
+            world.take(&self.scheduler, actions);
+        }
+        while let Some(body) = world.flying.pop_front() {
+            let result = world.toy.apply(&body, &mut Dice(0));
+            let actions = self.scheduler.step(Event::Result(result));
+            world.take(&self.scheduler, actions);
+        }
+        assert_eq!(world.ended.len(), world.wanted.len());
+        self.toy = world.toy;
+        (self.toy.rows - before.0, self.toy.copied - before.1)
+    }
+}
+
+const ROOMY: Limits = Limits { slots: 16, kv_positions: 10_000, queue: 64, pools: 1, rows: 16, kept: 4 };
+const DRAWN: usize = 5;
+
+/// A picture of `DRAWN` ids: its own words `words`, and an unconditional prompt as long.
+fn picture(id: UnitId, tenant: &str, words: std::ops::Range<u32>) -> UnitSpec {
+    let blank = std::iter::once(1).chain(words.clone().skip(2).map(|_| 0)).chain([2]).collect();
+    let branch = |ids| vec![Piece { piece: Some(piece::Piece::Text(Ids { ids })) }];
+    let prompt = words.len();
+    let branches = vec![branch(words.collect()), branch(blank)];
+    let sampling = Sampling { seed: id, ..Sampling::default() };
+    UnitSpec { kind: Kind::Pair, branches, tenant: tenant.into(), sampling, ..text(id, prompt, DRAWN) }
+}
+
+#[test]
+fn pictures_of_one_prompt_share_its_prefill() {
+    let mut shared = Shared::new(ROOMY, true);
+    let (rows, copied) = shared.run((1..=8).map(|id| picture(id, "ann", 100..130)).collect());
+    // The first one computes all of it, every other one the last position; then all of them draw.
+    assert_eq!(rows, 2 * 30 + 7 * 2 + 8 * 2 * (DRAWN - 1));
+    assert_eq!(copied, 7 * 2 * 29);
+    assert_eq!((shared.scheduler.reused().units, shared.scheduler.reused().positions), (7, 7 * 2 * 29));
+    // And so does one that comes later.
+    assert_eq!(shared.run(vec![picture(9, "ann", 100..130)]), (2 + 2 * (DRAWN - 1), 2 * 29));
+}
+
+#[test]
+fn a_prompt_of_a_known_length_computes_one_unconditional_position_and_nothing_else_is_shared_between_tenants() {
+    let mut shared = Shared::new(ROOMY, true);
+    shared.run(vec![picture(1, "ann", 100..130)]);
+    let drawn = 2 * (DRAWN - 1);
+    // Other words: theirs are computed, one blank position is.
+    assert_eq!(shared.run(vec![picture(2, "ann", 200..230)]), (30 + 1 + drawn, 29));
+    // Fewer words.
+    assert_eq!(shared.run(vec![picture(3, "ann", 300..320)]), (20 + 1 + drawn, 19));
+    // Somebody else's words are his own, even if they are the same.
+    assert_eq!(shared.run(vec![picture(4, "bob", 100..130)]), (30 + 1 + drawn, 29));
+    assert_eq!(shared.run(vec![picture(5, "ann", 100..130)]), (2 + drawn, 2 * 29));
+}
+
+#[test]
+fn the_next_turn_of_a_conversation_computes_what_is_new() {
+    let mut shared = Shared::new(ROOMY, true);
+    let turn = |id, ids: &[u32]| {
+        let branches = vec![vec![Piece { piece: Some(piece::Piece::Text(Ids { ids: ids.to_vec() })) }]];
+        UnitSpec { kind: Kind::Text, branches, ..text(id, ids.len(), DRAWN) }
+    };
+    let mut asked: Vec<u32> = (0..40).collect();
+    let first = turn(1, &asked);
+    let answer = alone(&first).0;
+    shared.run(vec![first]);
+    asked.extend(answer);
+    asked.extend(500..510);
+    // The last id of the answer was drawn and never fed.
+    let known = 40 + DRAWN - 1;
+    assert_eq!(shared.run(vec![turn(2, &asked)]), (asked.len() - known + DRAWN - 1, known));
+}
+
+#[test]
+fn what_was_kept_makes_room_and_is_not_asked_of_stages_that_cannot_copy() {
+    // Room for one picture's memory, and for two prompts beside it.
+    let tight = Limits { kv_positions: 2 * (34 + 30) + 10, ..ROOMY };
+    let mut shared = Shared::new(tight, true);
+    for (id, first) in [(1, 100), (2, 200), (3, 300), (4, 400)] {
+        shared.run(vec![picture(id, "ann", first..first + 30)]);
+    }
+    assert!(shared.scheduler.reused().units > 0);
+    // All of the memory: nothing of it can stay kept.
+    let (rows, copied) = shared.run(vec![text(9, 30, tight.kv_positions - 29)]);
+    assert_eq!((rows, copied), (tight.kv_positions, 0));
+    for (limits, copies) in [(ROOMY, false), (Limits { kept: 0, ..ROOMY }, true)] {
+        let mut shared = Shared::new(limits, copies);
+        let (rows, copied) = shared.run((1..=2).map(|id| picture(id, "ann", 100..130)).collect());
+        assert_eq!((rows, copied), (2 * 2 * (30 + DRAWN - 1), 0));
+    }
 }

@@ -1,78 +1,41 @@
 // Painting and completing: a request, and pictures that appear row by row.
 
 import { Trouble, base64, model, palette, stream } from "./api.js";
+import { asks } from "./asks.js";
 import { Sketch } from "./canvas.js";
 import { drop } from "./drop.js";
 
-/** One form with its stop button, its line of status and its pictures. */
+/** A form whose pictures hang below it. `wish(form)` makes the request of its fields. */
 function easel(section, wish, pass) {
-  const form = section.querySelector("form");
-  const status = section.querySelector(".status");
   const pictures = section.querySelector(".pictures");
-  const stop = section.querySelector(".stop");
-  let running = null;
-
-  function say(text, problem = false) {
-    status.textContent = text;
-    status.classList.toggle("problem", problem);
-  }
-
-  async function run() {
-    running?.abort();
-    const mine = (running = new AbortController());
-    stop.hidden = false;
+  return asks(section, async (form, say, signal) => {
     say("Sending");
     const begun = performance.now();
-    const seconds = () => ((performance.now() - begun) / 1000).toFixed(1);
     let waits = "";
-    try {
-      const [told, request] = [await model(), await wish(new FormData(form))];
-      const frames = hang(pictures, request, told.grid, pass);
-      palette().then((colours) => frames.forEach((frame) => frame.sketch.colour(colours)));
-      let left = frames.length;
-      for await (const { name, data } of stream("/v1/images/generations", request, mine.signal)) {
-        const news = JSON.parse(data);
-        if (name === "error") throw new Trouble(news.error.message);
-        if (name === "image_generation.queued") say(`Waiting: ${news.position} before it`);
-        if (name === "image_generation.resumed") {
-          waits = `, went on after ${news.count === 1 ? "a loss" : `${news.count} losses`}`;
-          say("A part of the cluster was lost; the picture goes on");
-        }
-        if (name === "image_generation.progress") {
-          frames[news.index].grow(news);
-          if (!waits) say("Painting");
-        }
-        if (name === "image_generation.completed") {
-          await frames[news.index].finish(news);
-          left -= 1;
-        }
+    const [told, request] = [await model(), await wish(form)];
+    const frames = hang(pictures, request, told.grid, pass);
+    palette().then((colours) => frames.forEach((frame) => frame.sketch.colour(colours)));
+    let left = frames.length;
+    for await (const { name, data } of stream("/v1/images/generations", request, signal)) {
+      const news = JSON.parse(data);
+      if (name === "error") throw new Trouble(news.error.message);
+      if (name === "image_generation.queued") say(`Waiting: ${news.position} before it`);
+      if (name === "image_generation.resumed") {
+        waits = `, went on after ${news.count === 1 ? "a loss" : `${news.count} losses`}`;
+        say("A part of the cluster was lost; the picture goes on");
       }
-      if (left) throw new Trouble("The server ended before the picture was done.");
-      say(`Done in ${seconds()} s${waits}`);
-    } catch (error) {
-      if (error.name === "AbortError") {
-        if (running === mine) say("Stopped");
-      } else {
-        say(error.message, true);
-        if (error.status === 401) document.getElementById("key").focus();
+      if (name === "image_generation.progress") {
+        frames[news.index].grow(news);
+        if (!waits) say("Painting");
       }
-    } finally {
-      if (running === mine) {
-        running = null;
-        stop.hidden = true;
+      if (name === "image_generation.completed") {
+        await frames[news.index].finish(news);
+        left -= 1;
       }
     }
-  }
-
-  stop.addEventListener("click", () => {
-    running?.abort();
-    form.querySelector("button.main").focus();
+    if (left) throw new Trouble("The server ended before the picture was done.");
+    say(`Done in ${((performance.now() - begun) / 1000).toFixed(1)} s${waits}`);
   });
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    run();
-  });
-  return say;
 }
 
 /** Frames for the pictures to come. */

@@ -261,7 +261,8 @@ pub(crate) async fn create(
     // Trying again must not make two of it, so it has a key in any case.
     let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
     let key = key.map_or_else(|| asker.id().to_owned(), |key| format!("openai/{key}"));
-    let header = v1::JobHeader { key, metadata: words.into_iter().collect(), ..v1::JobHeader::default() };
+    let metadata = words.into_iter().collect();
+    let header = v1::JobHeader { key, metadata, files: vec![file], ..v1::JobHeader::default() };
     let part = |part| v1::CreateJobRequest { part: Some(part) };
     let mut messages = vec![part(create_job_request::Part::Header(header))];
     for items in items.chunks(ITEMS) {

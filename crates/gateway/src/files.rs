@@ -1,6 +1,6 @@
-//! `/v1/files`. Nothing is kept here: a file's bytes are a blob of the cluster, and so are the words about it (name, size,
-//! time, purpose), whose digest is in the file's id. So an id means the same at every gateway, today and after a restart.
-//! What a batch became is a file too, made of the job's results when it is read; its id is the job's.
+//! `/v1/files`. Nothing is kept here: a file is one of the cluster's, a blob with a name, so an id means the same at every
+//! gateway, today and after a restart. What a batch became is a file too, made of the job's results when it is read; its id is
+//! the job's.
 
 use std::time::Duration;
 
@@ -11,16 +11,18 @@ use axum::extract::{FromRequest, Multipart, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
+use janus_wire::v1;
 use janus_wire::v1::blobs_client::BlobsClient;
+use janus_wire::v1::files_client::FilesClient;
 use janus_wire::v1::jobs_client::JobsClient;
-use janus_wire::{hello, v1};
 use serde::{Deserialize, Serialize};
+use tonic::Code;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::attached::{Attached, Opened};
 use crate::batches::{self, Batch};
 use crate::body::{self, Room};
-use crate::{Asker, Gateway, Problem, now, outcome};
+use crate::{Asker, Gateway, Problem, asker, outcome};
 
 /// Largest file: the largest blob.
 pub(crate) const MAX_FILE: usize = 64 << 20;
@@ -28,14 +30,18 @@ pub(crate) const MAX_FILE: usize = 64 << 20;
 pub(crate) const MAX_FORM: usize = MAX_FILE + (64 << 10);
 /// Bytes of one message of a blob.
 const PIECE: usize = 1 << 20;
-/// Most words about a file.
-const MAX_WORDS: usize = 4 << 10;
-/// How long a file is kept that no batch is made of.
-const KEEP: u64 = 24 * 3600;
+/// Files of one page of the cluster's list, and pages that are looked through.
+const PAGE: u32 = 500;
+const PAGES: usize = 4;
+/// Files of one page of ours.
+const MOST: u32 = 10_000;
 /// How long a call may look for a coordinator.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A file's words among those of the cluster's.
+const NAME: &str = "openai.filename";
+const PURPOSE: &str = "openai.purpose";
 /// What ids begin with.
-const UPLOADED: &str = "file-";
+const UPLOADED: &str = "file";
 pub(crate) const OUTPUT: &str = "file-output-";
 pub(crate) const ERRORS: &str = "file-error-";
 
@@ -55,18 +61,7 @@ pub(crate) struct File {
     status: &'static str,
 }
 
-/// What is kept about a file beside its bytes.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Words {
-    filename: String,
-    bytes: u64,
-    created_at: u64,
-    purpose: String,
-    /// Digest of the bytes, hexadecimal.
-    sha256: String,
-}
-
-/// Files of batches.
+/// Files.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Files {
     object: &'static str,
@@ -101,27 +96,28 @@ pub(crate) struct Upload {
 pub(crate) struct Which {
     /// Those after this id.
     after: Option<String>,
-    /// At most so many.
+    /// At most so many; 10000 unless it says otherwise.
     #[param(minimum = 1, maximum = 10000)]
     limit: Option<u32>,
     /// Of this purpose.
     purpose: Option<String>,
-    /// `desc`, newest first.
+    /// `desc`, newest first, or `asc`.
     order: Option<String>,
 }
 
-impl Words {
-    fn file(self, id: String) -> File {
-        File {
-            id,
+impl File {
+    /// A file of the cluster's; one that came by another door is not for batches.
+    fn of(mut file: v1::File) -> Option<Self> {
+        Some(File {
+            filename: file.metadata.remove(NAME)?,
+            purpose: file.metadata.remove(PURPOSE)?,
+            id: file.id,
             object: "file",
-            bytes: self.bytes,
-            created_at: self.created_at,
-            expires_at: Some(self.created_at + KEEP),
-            filename: self.filename,
-            purpose: self.purpose,
+            bytes: file.size,
+            created_at: file.created_unix_ms / 1000,
+            expires_at: Some(file.expires_unix_ms / 1000).filter(|&at| at > 0),
             status: "processed",
-        }
+        })
     }
 }
 
@@ -152,8 +148,8 @@ fn get(gateway: &Gateway, asker: &Asker, digest: Bytes) -> Attached<v1::GetBlobR
     Attached::new(gateway.clone(), asker.clone(), request, Room::default(), open)
 }
 
-/// A whole blob of at most `most` bytes.
-async fn whole(gateway: &Gateway, asker: &Asker, digest: Bytes, most: usize) -> Result<(Bytes, Room), Problem> {
+/// A whole blob of at most [`MAX_FILE`] bytes.
+async fn whole(gateway: &Gateway, asker: &Asker, digest: Bytes) -> Result<(Bytes, Room), Problem> {
     let mut pieces = get(gateway, asker, digest);
     let (mut bytes, mut room) = (BytesMut::new(), Room::default());
     loop {
@@ -162,35 +158,46 @@ async fn whole(gateway: &Gateway, asker: &Asker, digest: Bytes, most: usize) -> 
             bytes.clear();
         }
         let Some(piece) = piece else { return Ok((bytes.freeze(), room)) };
-        if bytes.len() + piece.data.len() > most {
-            return Err(Problem::not_found(format!("the file is larger than {most} bytes")));
+        if bytes.len() + piece.data.len() > MAX_FILE {
+            return Err(Problem::not_found(format!("the file is larger than {MAX_FILE} bytes")));
         }
         gateway.budget().more(&mut room, bytes.len() + piece.data.len())?;
         bytes.extend_from_slice(&piece.data);
     }
 }
 
-/// What is kept about an uploaded file.
-async fn words(gateway: &Gateway, asker: &Asker, id: &str) -> Result<Words, Problem> {
-    let digest = id.strip_prefix(UPLOADED).and_then(unhex).ok_or_else(|| unknown(id))?;
-    let kept = whole(gateway, asker, digest, MAX_WORDS).await;
-    // A blob that is no file's words is no file.
-    let (bytes, _) = kept.map_err(|problem| if problem.is_not_found() { unknown(id) } else { problem })?;
-    serde_json::from_slice(&bytes).map_err(|_| unknown(id))
+/// What the cluster knows of a file.
+async fn find(gateway: &Gateway, asker: &Asker, id: &str) -> Result<v1::File, Problem> {
+    let call = |channel| {
+        let request = asker.request(v1::GetFileRequest { id: id.to_owned() });
+        async move { FilesClient::new(channel).get(request).await }
+    };
+    let found = gateway.coordinators().call(PATIENCE, call).await;
+    found.map_err(|status| if status.code() == Code::NotFound { unknown(id) } else { status.into() })
+}
+
+/// All uploaded files, newest first. The cluster keeps a thousand of each tenant.
+async fn uploaded(gateway: &Gateway, asker: &Asker) -> Result<Vec<File>, Problem> {
+    let (mut files, mut page_token) = (Vec::new(), String::new());
+    for _ in 0..PAGES {
+        let call = |channel| {
+            let request = asker.request(v1::ListFilesRequest { page_size: PAGE, page_token: page_token.clone() });
+            async move { FilesClient::new(channel).list(request).await }
+        };
+        let page = gateway.coordinators().call(PATIENCE, call).await?;
+        files.extend(page.files.into_iter().filter_map(File::of));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(files)
 }
 
 /// The bytes of an uploaded file.
 pub(crate) async fn content_of(gateway: &Gateway, asker: &Asker, id: &str) -> Result<(Bytes, Room), Problem> {
-    let words = words(gateway, asker, id).await?;
-    whole(gateway, asker, unhex(&words.sha256).ok_or_else(|| unknown(id))?, MAX_FILE).await
-}
-
-/// 32 bytes, written as 64 hexadecimal digits in lower case.
-fn unhex(text: &str) -> Option<Bytes> {
-    let digit = |c: u8| char::from(c).to_digit(16).filter(|_| !c.is_ascii_uppercase()).map(|d| d as u8);
-    let pairs = text.as_bytes().chunks_exact(2);
-    let bytes: Option<Vec<u8>> = pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect();
-    bytes.filter(|bytes| bytes.len() == 32 && text.len() == 64).map(Bytes::from)
+    let file = find(gateway, asker, id).await?;
+    whole(gateway, asker, file.sha256).await
 }
 
 fn form(error: &MultipartError) -> Problem {
@@ -217,7 +224,7 @@ async fn field(gateway: &Gateway, mut field: Field<'_>, most: usize) -> Result<(
     Ok((bytes.freeze(), room))
 }
 
-/// Keeps a file for a batch. One that no batch is made of is forgotten after a day.
+/// Keeps a file for a batch: as long as there is a batch of it, and a day without.
 #[utoipa::path(post, path = "/v1/files", tag = "batches",
     request_body(content = Upload, content_type = "multipart/form-data"),
     responses(
@@ -253,16 +260,21 @@ pub(crate) async fn upload(State(gateway): State<Gateway>, asker: Asker, request
     if data.is_empty() {
         return Err(Problem::invalid("file", "file: is empty"));
     }
-    let bytes = data.len() as u64;
-    let sha256 = hello::hex(&put(&gateway, &asker, data).await?);
-    let words = Words { filename, bytes, created_at: now(), purpose, sha256 };
-    let kept =
-        serde_json::to_vec(&words).map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let id = format!("{UPLOADED}{}", hello::hex(&put(&gateway, &asker, kept.into()).await?));
-    Ok(Answer(words.file(id)))
+    let sha256 = put(&gateway, &asker, data).await?;
+    let words = [(NAME.to_owned(), filename), (PURPOSE.to_owned(), purpose)];
+    // Its name is chosen here: asking again must not make two of it.
+    let id = asker::name(UPLOADED);
+    let call = |channel| {
+        let file = v1::CreateFileRequest { id: id.clone(), sha256: sha256.clone(), metadata: words.clone().into() };
+        let request = asker.request(file);
+        async move { FilesClient::new(channel).create(request).await }
+    };
+    let file = gateway.coordinators().call(PATIENCE, call).await?;
+    let lost = || Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the file came back without its words");
+    File::of(file).map(Answer).ok_or_else(lost)
 }
 
-/// Files of batches, newest first. An uploaded file is among them once there is a batch of it.
+/// Uploaded files and what batches became, newest first unless it is asked otherwise.
 #[utoipa::path(get, path = "/v1/files", tag = "batches", params(Which), responses(
     (status = 200, description = "The files", body = Files),
     (status = "default", description = "What went wrong", body = crate::problem::Body)
@@ -273,42 +285,29 @@ pub(crate) async fn list(
     query: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Answer<Files>, Problem> {
     let Query(which) = query.map_err(|rejection| Problem::new(StatusCode::BAD_REQUEST, rejection.body_text()))?;
-    let limit = which.limit.unwrap_or(100);
-    if !(1..=10_000).contains(&limit) {
-        return Err(Problem::invalid("limit", format!("limit: {limit} is not from 1 to 10000")));
+    let limit = which.limit.unwrap_or(MOST);
+    if !(1..=MOST).contains(&limit) {
+        return Err(Problem::invalid("limit", format!("limit: {limit} is not from 1 to {MOST}")));
     }
-    if which.order.as_deref().is_some_and(|order| order != "desc") {
-        return Err(Problem::invalid("order", "order: files are listed newest first: `desc`"));
+    let oldest_first = match which.order.as_deref() {
+        None | Some("desc") => false,
+        Some("asc") => true,
+        Some(_) => return Err(Problem::invalid("order", "order: it is `asc` or `desc`")),
+    };
+    let mut data = uploaded(&gateway, &asker).await?;
+    for batch in batches::all(&gateway, &asker).await? {
+        let results = [&batch.output_file_id, &batch.error_file_id].into_iter().flatten();
+        data.extend(results.filter_map(|id| result_of(&batch, id)));
     }
-    let wanted = |purpose: &str| which.purpose.as_deref().is_none_or(|only| only == purpose);
-    let (mut data, mut seen) = (Vec::new(), std::collections::BTreeSet::new());
-    let mut skipping = which.after.is_some();
-    'all: for batch in batches::all(&gateway, &asker).await? {
-        let inputs = wanted("batch").then(|| batch.input_file_id.clone());
-        let outputs = wanted("batch_output").then(|| [batch.output_file_id.clone(), batch.error_file_id.clone()]);
-        for id in outputs.into_iter().flatten().flatten().chain(inputs) {
-            if !seen.insert(id.clone()) {
-                continue;
-            }
-            if skipping {
-                skipping = which.after.as_ref() != Some(&id);
-                continue;
-            }
-            let file = match result_of(&batch, &id) {
-                Some(file) => file,
-                None => match words(&gateway, &asker, &id).await {
-                    Ok(words) => words.file(id),
-                    // The batch is there and its file is not any more.
-                    Err(problem) if problem.is_not_found() => continue,
-                    Err(problem) => return Err(problem),
-                },
-            };
-            data.push(file);
-            if data.len() > limit as usize {
-                break 'all;
-            }
-        }
+    data.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+    if oldest_first {
+        data.reverse();
     }
+    if let Some(after) = &which.after {
+        let at = data.iter().position(|file| file.id == *after).ok_or_else(|| unknown(after))?;
+        data.drain(..=at);
+    }
+    data.retain(|file| which.purpose.as_ref().is_none_or(|only| *only == file.purpose));
     let has_more = data.len() > limit as usize;
     data.truncate(limit as usize);
     let (first_id, last_id) = (data.first().map(|f| f.id.clone()), data.last().map(|f| f.id.clone()));
@@ -358,7 +357,7 @@ pub(crate) async fn look(
 ) -> Result<Answer<File>, Problem> {
     match origin(&gateway, &asker, &id).await? {
         Some((batch, ..)) => result_of(&batch, &id).map(Answer).ok_or_else(|| unknown(&id)),
-        None => Ok(Answer(words(&gateway, &asker, &id).await?.file(id))),
+        None => File::of(find(&gateway, &asker, &id).await?).map(Answer).ok_or_else(|| unknown(&id)),
     }
 }
 
@@ -403,28 +402,12 @@ pub(crate) async fn delete(
         let message = "what a batch became is kept and forgotten with the batch's job";
         return Err(Problem::new(StatusCode::BAD_REQUEST, message).code("not_deletable"));
     }
-    words(&gateway, &asker, &id).await?;
-    // The words alone: another file may have the same bytes, and bytes that nobody names are forgotten by themselves.
-    let digest = id.strip_prefix(UPLOADED).and_then(unhex).ok_or_else(|| unknown(&id))?;
+    // The name alone: another file may have the same bytes, and bytes that nobody names are forgotten by themselves.
     let delete = |channel| {
-        let request = asker.request(v1::DeleteBlobRequest { sha256: digest.clone() });
-        async move { BlobsClient::new(channel).delete(request).await }
+        let request = asker.request(v1::DeleteFileRequest { id: id.clone() });
+        async move { FilesClient::new(channel).delete(request).await }
     };
-    gateway.coordinators().call(PATIENCE, delete).await?;
+    let gone = gateway.coordinators().call(PATIENCE, delete).await;
+    gone.map_err(|status| if status.code() == Code::NotFound { unknown(&id) } else { status.into() })?;
     Ok(Answer(Deleted { id, object: "file", deleted: true }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_is_a_digest_and_nothing_else_is() {
-        let digest: Vec<u8> = (0..32).map(|i| i * 7).collect();
-        let text = hello::hex(&digest);
-        assert_eq!(unhex(&text).unwrap()[..], digest[..]);
-        for wrong in ["", "00", &text[1..], &format!("{text}0"), &text.to_uppercase(), &"g".repeat(64), &"é".repeat(32)] {
-            assert_eq!(unhex(wrong), None, "{wrong}");
-        }
-    }
 }

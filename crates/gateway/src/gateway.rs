@@ -114,8 +114,8 @@ impl Gateway {
         self.shared.public_url.as_deref()
     }
 
-    pub(crate) fn scrape(&self) -> Option<String> {
-        self.scrape.as_ref().map(|scrape| scrape())
+    pub(crate) fn scrape(&self) -> Option<&Scrape> {
+        self.scrape.as_ref()
     }
 
     /// All paths.

@@ -1,10 +1,17 @@
 //! For probes and scrapers.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use janus_wire::v1;
+use janus_wire::v1::tenants_client::TenantsClient;
 
-use crate::{Gateway, Problem};
+use crate::{Asker, Gateway, Problem};
+
+/// How long a scraper may wait for a coordinator.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// This process answers.
 #[utoipa::path(get, path = "/healthz", tag = "operation", responses(
@@ -24,14 +31,19 @@ pub(crate) async fn ready(State(gateway): State<Gateway>) -> Result<&'static str
     Ok("ready\n")
 }
 
-/// Figures in Prometheus' text format.
+/// Figures in Prometheus' text format, with the names of tenants: where keys are asked for, it takes an operator's.
 #[utoipa::path(get, path = "/metrics", tag = "operation", responses(
     (status = 200, description = "Metrics", body = String, content_type = "text/plain"),
-    (status = 404, description = "This process collects none", body = crate::problem::Body)
+    (status = 404, description = "This process collects none", body = crate::problem::Body),
+    (status = "default", description = "What went wrong", body = crate::problem::Body)
 ))]
-pub(crate) async fn metrics(State(gateway): State<Gateway>) -> Response {
-    match gateway.scrape() {
-        Some(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
-        None => Problem::not_found("this process collects no metrics").into_response(),
-    }
+pub(crate) async fn metrics(State(gateway): State<Gateway>, asker: Asker) -> Result<Response, Problem> {
+    let text = gateway.scrape().ok_or_else(|| Problem::not_found("this process collects no metrics"))?;
+    // Whoever may see the tenants may see this. Only the cluster knows who may.
+    let tenants = |channel| {
+        let request = asker.request(v1::ListTenantsRequest {});
+        async move { TenantsClient::new(channel).list(request).await }
+    };
+    gateway.coordinators().call(PATIENCE, tenants).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text()).into_response())
 }

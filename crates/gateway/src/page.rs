@@ -22,10 +22,11 @@ const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Files below `/ui/`, by name.
-const FILES: [(&str, &str, &str); 10] = [
+const FILES: [(&str, &str, &str); 11] = [
     ("/ui/page.css", CSS, include_str!("../page/page.css")),
     ("/ui/main.js", SCRIPT, include_str!("../page/main.js")),
     ("/ui/api.js", SCRIPT, include_str!("../page/api.js")),
+    ("/ui/asks.js", SCRIPT, include_str!("../page/asks.js")),
     ("/ui/canvas.js", SCRIPT, include_str!("../page/canvas.js")),
     ("/ui/drop.js", SCRIPT, include_str!("../page/drop.js")),
     ("/ui/paint.js", SCRIPT, include_str!("../page/paint.js")),

@@ -9,7 +9,7 @@ use janus_model::Checkpoint;
 
 use crate::args::{Check, Cli, Config, Node, Verb};
 use crate::failure::{Failure, Outcome};
-use crate::serve::{check_credentials, check_listen};
+use crate::serve::{self, check_credentials, check_door};
 use crate::{checkpoint, coordinator, gateway, output, pull, worker};
 
 pub(crate) fn run(args: Config) -> Outcome {
@@ -31,13 +31,12 @@ pub(crate) fn run(args: Config) -> Outcome {
             "worker"
         }
         Verb::Serve(args) => {
-            check_listen(&args.listen, args.insecure, &args.tls.security()?)?;
+            serve::check(&args)?;
             model(&args.here.model)?;
             "serve"
         }
         Verb::Gateway(args) => {
-            let security = args.tls.security()?;
-            check_listen(&args.listen, args.insecure, &security)?;
+            let security = check_door(&args.listen, args.insecure, &args.tls)?;
             addresses("--endpoint", &args.endpoint)?;
             gateway::open(args.endpoint, args.door, security)?;
             "gateway"

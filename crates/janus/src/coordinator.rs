@@ -14,6 +14,7 @@ use janus_wire::tls::{Door, Role};
 use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::blobs_server::BlobsServer;
 use janus_wire::v1::cluster_server::ClusterServer;
+use janus_wire::v1::files_server::FilesServer;
 use janus_wire::v1::inference_client::InferenceClient;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
@@ -29,7 +30,7 @@ use crate::args::Coordinator as Args;
 use crate::credential::signed;
 use crate::failure::{Failure, Outcome};
 use crate::jobs::kept::{self, prove};
-use crate::local::{QUEUE, ROWS, SLOTS, broken, reflection, report};
+use crate::local::{KEPT, QUEUE, ROWS, SLOTS, broken, reflection, report};
 use crate::probes::Probes;
 use crate::serve::{Signals, check_credentials, check_listen};
 use crate::telemetry::Telemetry;
@@ -106,7 +107,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
                 model: janus_wire::hello::hex(&digest.0),
             },
             sizes: sizes(&spec, weights, kv),
-            limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS },
+            limits: Limits { slots: SLOTS, kv_positions, queue: QUEUE, pools: 1, rows: ROWS, kept: KEPT },
             patience: PATIENCE,
             log_every: Duration::from_secs(args.log_every),
             tenants: tenants.clone(),
@@ -120,6 +121,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         let stale = members.clone();
         let front = Front::new(reigning.clone(), led.clone(), members);
         front.observe();
+        tenants.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, false).await;
         let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
@@ -128,6 +130,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
             .add_service(InterceptedService::new(front.clone().inference(), tenants.clone()))
             .add_service(InterceptedService::new(front.clone().jobs(), tenants.clone()))
             .add_service(InterceptedService::new(front.clone().blobs(), tenants.clone()))
+            .add_service(InterceptedService::new(front.clone().files(), tenants.clone()))
             .add_service(InterceptedService::new(front.cluster(), tenants.clone()))
             .add_service(InterceptedService::new(tenants.clone().server(), tenants))
             .add_service(given.map_err(broken)?.server())
@@ -136,6 +139,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
                 InferenceServer::<Front>::NAME,
                 JobsServer::<Front>::NAME,
                 BlobsServer::<Front>::NAME,
+                FilesServer::<Front>::NAME,
                 ClusterServer::<Front>::NAME,
                 TenantsServer::<Tenants>::NAME,
             ])?);

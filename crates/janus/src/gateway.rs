@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{Door, Gateway as Args};
 use crate::failure::{Failure, Outcome};
-use crate::serve::{Signals, check_listen};
+use crate::serve::{Signals, check_door, check_listen};
 use crate::telemetry::Telemetry;
 use crate::{output, session};
 
@@ -22,10 +22,7 @@ const GRACE: Duration = Duration::from_secs(60);
 const FLUSH: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
-    let security = args.tls.security()?;
-    check_listen(&args.listen, args.insecure, &security)?;
-    // An authority alone is enough to ask with, and not to be asked.
-    janus_wire::server(&security).map_err(Failure::mistake)?;
+    let security = check_door(&args.listen, args.insecure, &args.tls)?;
     let gateway = counted(open(args.endpoint, args.door, security.clone())?, telemetry);
     session::runtime()?.block_on(async {
         let mut signals = Signals::new()?;

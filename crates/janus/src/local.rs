@@ -17,6 +17,7 @@ use janus_wire::tls::Door;
 use janus_wire::v1::MemberStatus;
 use janus_wire::v1::blobs_server::BlobsServer;
 use janus_wire::v1::cluster_server::ClusterServer;
+use janus_wire::v1::files_server::FilesServer;
 use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::v1::tenants_server::TenantsServer;
@@ -44,6 +45,8 @@ const CLUSTER: &str = "local";
 /// Units open at once in one pipeline. So many rows are bound by arithmetic on any machine: more of them would all be slower, and
 /// none would be done earlier.
 pub(crate) const SLOTS: usize = 64;
+/// Slots that may hold prompts of ended units, for units that begin with the same.
+pub(crate) const KEPT: usize = SLOTS / 4;
 /// Units that may wait.
 pub(crate) const QUEUE: usize = 1024;
 /// Decode rows that fill a microbatch: from about here on, a step is bound by arithmetic and no longer by memory.
@@ -205,6 +208,7 @@ impl Local {
                 queue: QUEUE,
                 pools: 1,
                 rows: ROWS,
+                kept: KEPT,
             },
             canary: vec![special.bos, special.begin_of_image],
         };
@@ -236,6 +240,7 @@ impl Local {
         let coordinator = Coordinator::new(model, parts);
         let seen = driver.clone();
         janus_coordinator::observe_drivers(move || vec![seen.clone()]);
+        tenants.observe();
         let (jobs, forgotten) = match kept {
             Some(kept) => keep_jobs(kept, &coordinator, &driver, &tenants, model_digest, &shutdown).await?,
             None => (None, None),
@@ -245,7 +250,9 @@ impl Local {
         report(&health, false).await;
         let mut services = vec![InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME];
         services.push(TenantsServer::<Tenants>::NAME);
-        services.extend(jobs.iter().flat_map(|_| [JobsServer::<Jobs>::NAME, BlobsServer::<Jobs>::NAME]));
+        services.extend(
+            jobs.iter().flat_map(|_| [JobsServer::<Jobs>::NAME, BlobsServer::<Jobs>::NAME, FilesServer::<Jobs>::NAME]),
+        );
         let reflection = reflection(&services)?;
         let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?.layer(Pace);
         let router = router
@@ -253,6 +260,7 @@ impl Local {
             .add_service(InterceptedService::new(alone.server(), tenants.clone()))
             .add_service(InterceptedService::new(tenants.clone().server(), tenants.clone()))
             .add_optional_service(jobs.clone().map(|jobs| InterceptedService::new(jobs.blobs(), tenants.clone())))
+            .add_optional_service(jobs.clone().map(|jobs| InterceptedService::new(jobs.files(), tenants.clone())))
             .add_optional_service(jobs.map(|jobs| InterceptedService::new(jobs.server(), tenants)));
         let router = router.add_service(health_service).add_service(reflection);
         let closing = CancellationToken::new();
@@ -347,10 +355,7 @@ async fn keep_jobs(
     let Kept { store, keys, epoch, objects, options, forgotten } = kept;
     let options = kept::for_tenants(options, tenants.clone());
     tenants.read_usage().await.map_err(Failure::mistake)?;
-    let (counted, drivers, fence) = (tenants.clone(), vec![driver.clone()], Some((CLUSTER.to_owned(), epoch)));
-    let counting = async move { counted.measure(drivers, fence, LOG_EVERY).await };
-    let ended = over.clone();
-    tokio::spawn(async move { ended.run_until_cancelled(counting).await });
+    tenants.trim_audit().await.map_err(Failure::mistake)?;
     let (_, logs) = Ledger::read(store.as_ref(), &keys).await.map_err(Failure::mistake)?;
     let setup = Setup {
         store: store.clone(),
@@ -363,6 +368,11 @@ async fn keep_jobs(
         model,
     };
     let jobs = Jobs::start(setup, over.clone()).await;
+    let (counted, drivers, measured) = (tenants.clone(), vec![driver.clone()], jobs.clone());
+    let fence = Some((CLUSTER.to_owned(), epoch));
+    let counting = async move { counted.measure(drivers, measured, fence, LOG_EVERY).await };
+    let ended = over.clone();
+    tokio::spawn(async move { ended.run_until_cancelled(counting).await });
     let (driver, until) = (driver.clone(), over.clone());
     let lasting = forgotten.is_none();
     let write = async move {

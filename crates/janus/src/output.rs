@@ -74,6 +74,20 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Outcome {
     file.persist(path).map(drop).map_err(|e| refuse(e.error.to_string()))
 }
 
+/// A moment as `2026-11-21T20:00:00Z`.
+pub(crate) fn utc(unix_ms: u64) -> String {
+    let (days, second) = ((unix_ms / 86_400_000) as i64, unix_ms / 1000 % 86_400);
+    // Years begin in March here, so that a leap day is the last one: 400 years have 146,097 days, 4 have 1,461.
+    let day = days + 719_468;
+    let (era, day) = (day / 146_097, day % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = 400 * era + year + i64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
 /// Encodes and writes a picture.
 pub(crate) fn write_picture(path: &Path, picture: &Rgb8) -> Outcome {
     write_whole(path, &janus_model::image::encode_png(picture)?)
@@ -143,5 +157,19 @@ mod tests {
         write_whole(&path, b"second").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"second");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn moments_are_named_as_calendars_do() {
+        for (seconds, named) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_795_291_323, "2026-11-21T20:02:03Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(1000 * seconds + 999), named);
+        }
     }
 }

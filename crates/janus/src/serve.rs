@@ -6,7 +6,7 @@ use std::time::Duration;
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_wire::Security;
 
-use crate::args::Serve;
+use crate::args::{Serve, Tls};
 use crate::failure::{Failure, Outcome};
 use crate::jobs::kept::Here;
 use crate::local::{Local, Needs, Options};
@@ -17,18 +17,8 @@ use crate::{checkpoint, gateway, output, session};
 const GRACE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
-    let security = args.tls.security()?;
-    check_listen(&args.listen, args.insecure, &security)?;
-    // An authority alone is enough to ask with, and not to be asked.
-    janus_wire::server(&security).map_err(Failure::mistake)?;
-    let operator = args.credentials.load()?;
+    let (security, operator) = check(&args)?;
     let (keyed, lasting) = (operator.is_some(), args.state.is_some());
-    check_credentials(&args.listen, args.insecure, operator.as_deref())?;
-    if let Some(http) = &args.http {
-        gateway::check(http, args.insecure, &security)?;
-    }
-    // What is wrong with its flags is known before minutes of loading.
-    gateway::open(args.listen.clone(), args.door.clone(), security.clone())?;
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     let options = Options {
         listen: args.listen,
@@ -81,6 +71,27 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         }
         Ok(())
     })
+}
+
+/// What is wrong with the flags is known before minutes of loading. How connections are protected, and the operator's key.
+pub(crate) fn check(args: &Serve) -> Outcome<(Security, Option<String>)> {
+    let security = check_door(&args.listen, args.insecure, &args.tls)?;
+    let operator = args.credentials.load()?;
+    check_credentials(&args.listen, args.insecure, operator.as_deref())?;
+    if let Some(http) = &args.http {
+        gateway::check(http, args.insecure, &security)?;
+    }
+    gateway::open(args.listen.clone(), args.door.clone(), security.clone())?;
+    Ok((security, operator))
+}
+
+/// How a port for everybody is protected.
+pub(crate) fn check_door(listen: &str, insecure: bool, tls: &Tls) -> Outcome<Security> {
+    let security = tls.security()?;
+    check_listen(listen, insecure, &security)?;
+    // An authority alone is enough to ask with, and not to be asked.
+    janus_wire::server(&security).map_err(Failure::mistake)?;
+    Ok(security)
 }
 
 /// What is said on a network can be read there, so anything but loopback without TLS must be meant.

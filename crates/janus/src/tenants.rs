@@ -47,6 +47,20 @@ struct Used {
     rows: u64,
     pictures: u64,
     answers: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Told {
+    at_unix_ms: u64,
+    by: String,
+    verb: String,
+    subject: String,
+}
+
+#[derive(Serialize)]
+struct Log {
+    entries: Vec<Told>,
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
@@ -80,10 +94,18 @@ pub(crate) fn run(args: Args) -> Outcome {
                 let revoked = ask(&cluster, request, |mut c, r| async move { c.revoke(r).await }).await?;
                 print_tenants(vec![revoked], args.json)
             }
-            TenantsDeed::Usage { name } => {
+            TenantsDeed::Usage { name, csv } => {
+                if csv && args.json {
+                    return Err(Failure::mistake("--csv and --json are two ways to say it: give one"));
+                }
                 let request = v1::TenantUsageRequest { name: name.unwrap_or_default() };
                 let used = ask(&cluster, request, |mut c, r| async move { c.usage(r).await }).await?;
-                print_usage(used.tenants, args.json)
+                print_usage(used.tenants, args.json, csv)
+            }
+            TenantsDeed::Audit { last } => {
+                let request = v1::AuditRequest { last };
+                let told = ask(&cluster, request, |mut c, r| async move { c.audit(r).await }).await?;
+                print_audit(told.entries, args.json)
             }
         }
     })
@@ -161,14 +183,36 @@ fn print_tenants(tenants: Vec<Tenant>, json: bool) -> Outcome {
     Ok(())
 }
 
-fn print_usage(tenants: Vec<v1::TenantUsage>, json: bool) -> Outcome {
-    let used = |t: v1::TenantUsage| Used { name: t.name, rows: t.rows, pictures: t.pictures, answers: t.answers };
+fn print_usage(tenants: Vec<v1::TenantUsage>, json: bool, csv: bool) -> Outcome {
+    let used = |t: v1::TenantUsage| {
+        let v1::TenantUsage { name, rows, pictures, answers, bytes, .. } = t;
+        Used { name, rows, pictures, answers, bytes }
+    };
     let tenants: Vec<Used> = tenants.into_iter().map(used).collect();
     if json {
         return output::print_json(&All { tenants });
     }
-    for t in tenants {
-        output::print_line(&format!("{:<20}  {} rows  {} pictures  {} answers", t.name, t.rows, t.pictures, t.answers));
+    if csv {
+        output::print_line("name,rows,pictures,answers,bytes");
+    }
+    for Used { name, rows, pictures, answers, bytes } in tenants {
+        // No name has a comma.
+        output::print_line(&match csv {
+            true => format!("{name},{rows},{pictures},{answers},{bytes}"),
+            false => format!("{name:<20}  {rows} rows  {pictures} pictures  {answers} answers  {bytes} bytes kept"),
+        });
+    }
+    Ok(())
+}
+
+fn print_audit(entries: Vec<v1::AuditEntry>, json: bool) -> Outcome {
+    let told = |e: v1::AuditEntry| Told { at_unix_ms: e.at_unix_ms, by: e.by, verb: e.verb, subject: e.subject };
+    let entries: Vec<Told> = entries.into_iter().map(told).collect();
+    if json {
+        return output::print_json(&Log { entries });
+    }
+    for Told { at_unix_ms, by, verb, subject } in entries {
+        output::print_line(&format!("{}  {by:<20}  {verb:<8}  {subject}", output::utc(at_unix_ms)));
     }
     Ok(())
 }

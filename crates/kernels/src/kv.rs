@@ -51,6 +51,15 @@ impl Store {
         }
     }
 
+    /// Copies `len` values.
+    fn copy(&mut self, to: usize, source: &Store, from: usize, len: usize) {
+        match (self, source) {
+            (Store::F32(target), Store::F32(source)) => target[to..to + len].copy_from_slice(&source[from..from + len]),
+            (Store::Bf16(target), Store::Bf16(source)) => target[to..to + len].copy_from_slice(&source[from..from + len]),
+            _ => unreachable!("a table has one type"),
+        }
+    }
+
     fn address(&mut self) -> *mut u8 {
         match self {
             Store::F32(values) => values.as_mut_ptr().cast(),
@@ -179,6 +188,67 @@ impl KvSlots {
         let entry = self.slots.get_mut(slot).and_then(Option::as_mut).ok_or(Error::NoSuchSlot { slot, slots })?;
         entry.len = entry.len.min(len);
         Ok(())
+    }
+
+    /// Writes the first `len` positions of slot `from` to slot `to`, bit for bit, all layers; `to` holds at least these
+    /// afterwards, and what it held beyond them.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSlot`] for a free or unknown slot; [`Error::Position`] if `from` holds fewer positions than `len`, or
+    /// `to` has no room for them.
+    pub fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<(), Error> {
+        let slots = self.slots.len();
+        let free = |slot| Error::NoSuchSlot { slot, slots };
+        let mut target = self.slots.get_mut(to).and_then(Option::take).ok_or(free(to))?;
+        let copied = match self.slot(from) {
+            None => Err(free(from)),
+            Some(source) => {
+                let short =
+                    |slot, of: &Slot| Error::Position { slot, position: len - 1, len: of.len, capacity: of.capacity };
+                match len {
+                    0 => Ok(()),
+                    _ if len > source.len => Err(short(from, source)),
+                    _ if len > target.capacity => Err(short(to, &target)),
+                    _ => {
+                        self.copy_positions(source, &mut target, len);
+                        target.len = target.len.max(len);
+                        Ok(())
+                    }
+                }
+            }
+        };
+        self.slots[to] = Some(target);
+        copied
+    }
+
+    /// Forgets positions from `len` on and gives their memory back: the slot has no room for more afterwards.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSlot`] for a free or unknown slot.
+    pub fn shrink(&mut self, slot: usize, len: usize) -> Result<(), Error> {
+        self.truncate(slot, len)?;
+        let Some(old) = self.slots.get_mut(slot).and_then(Option::take) else { return Ok(()) };
+        self.allocate(slot, old.len)?;
+        let Some(mut new) = self.slots[slot].take() else { return Ok(()) };
+        self.copy_positions(&old, &mut new, old.len);
+        new.len = old.len;
+        self.slots[slot] = Some(new);
+        Ok(())
+    }
+
+    /// Whole panels of keys: what they hold beyond `len` is never read, because a slot's length says what is there.
+    fn copy_positions(&self, source: &Slot, target: &mut Slot, len: usize) {
+        let (dim, width) = (self.head_dim, self.value_width());
+        let panels = len.next_multiple_of(PANEL);
+        let (padded, room) = (source.padded, target.padded);
+        for head in 0..self.layers * self.kv_heads {
+            target.keys.copy(head * room * dim, &source.keys, head * padded * dim, panels * dim);
+            for panel in 0..width / PANEL {
+                let (to, from) =
+                    (head * room * width + panel * PANEL * room, head * padded * width + panel * PANEL * padded);
+                target.values.copy(to, &source.values, from, len * PANEL);
+            }
+        }
     }
 
     /// Writes one position's keys and values (`kv_heads * head_dim` each, k already rotated) of `layer`. The slot's

@@ -191,6 +191,61 @@ fn rows_appended_together_are_rows_appended_one_by_one() {
 }
 
 #[test]
+fn a_copied_prefix_is_the_prefix() {
+    for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for copied in [1, 31, 32, 33, 64, 70] {
+            // A slot with the first positions of another one, whose rest was appended, is that other one.
+            let case = Case { heads: 4, kv_heads: 2, dim: 40, dtype, lens: vec![70, 5] };
+            let mut kv = case.cache();
+            let mut copy = KvSlots::new(3, 2, 2, 40, dtype);
+            std::mem::swap(&mut copy, &mut kv);
+            let mut table = KvSlots::new(4, 2, 2, 40, dtype);
+            for (slot, capacity) in [(0, 70), (1, 5), (2, 100)] {
+                table.allocate(slot, capacity).unwrap();
+            }
+            for position in 0..70 {
+                for layer in 0..2 {
+                    table.append(layer, 0, position, &case.stored(1, 0, position), &case.stored(2, 0, position)).unwrap();
+                }
+            }
+            table.copy(0, 2, copied).unwrap();
+            assert_eq!((table.len(0), table.len(2), table.capacity(2)), (70, copied, 100));
+            // The source's own memory may go.
+            table.shrink(0, copied).unwrap();
+            assert_eq!((table.len(0), table.capacity(0)), (copied, copied));
+            table.allocate(3, 70).unwrap();
+            table.copy(0, 3, copied).unwrap();
+            table.free(0);
+            for position in copied..70 {
+                for (layer, slot) in [(0, 2), (1, 2), (0, 3), (1, 3)] {
+                    table.append(layer, slot, position, &case.stored(1, 0, position), &case.stored(2, 0, position)).unwrap();
+                }
+            }
+            let q = values(3, 4 * 40);
+            let pool = Pool::new(2);
+            for slot in [2, 3] {
+                let [mut a, mut b] = [vec![0.0; q.len()], vec![0.0; q.len()]];
+                attention(&pool, Rows::new(&q, 160), &[AttnRow { slot, position: 69 }], 4, &table, 1, &mut a);
+                attention(&pool, Rows::new(&q, 160), &[AttnRow { slot: 0, position: 69 }], 4, &copy, 1, &mut b);
+                same_bits(&a, &b).unwrap_or_else(|error| panic!("{dtype:?}, {copied} copied: {error}"));
+            }
+        }
+    }
+    let mut kv = KvSlots::new(3, 1, 1, 4, KvDtype::F32);
+    let x = [0.0; 4];
+    kv.allocate(0, 4).unwrap();
+    kv.allocate(1, 1).unwrap();
+    kv.append(0, 0, 0, &x, &x).unwrap();
+    kv.append(0, 0, 1, &x, &x).unwrap();
+    assert_eq!(kv.copy(0, 2, 1), Err(Error::NoSuchSlot { slot: 2, slots: 3 }));
+    assert_eq!(kv.copy(2, 0, 1), Err(Error::NoSuchSlot { slot: 2, slots: 3 }));
+    assert_eq!(kv.copy(0, 1, 3), Err(Error::Position { slot: 0, position: 2, len: 2, capacity: 4 }));
+    assert_eq!(kv.copy(0, 1, 2), Err(Error::Position { slot: 1, position: 1, len: 0, capacity: 1 }));
+    assert_eq!((kv.len(0), kv.len(1)), (2, 0));
+    assert_eq!(kv.shrink(2, 1), Err(Error::NoSuchSlot { slot: 2, slots: 3 }));
+}
+
+#[test]
 fn slots_refuse_holes_strangers_and_overflow() {
     let mut kv = KvSlots::new(2, 1, 1, 4, KvDtype::F32);
     let x = [0.0; 4];

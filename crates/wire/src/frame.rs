@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::Error;
-use crate::v1::{Frame, FrameBody};
+use crate::v1::{Frame, FrameBody, Kind, Unit};
 
 /// Most positions of one unit in a prefill or replay frame.
 pub const MAX_PREFILL: usize = 64;
@@ -26,6 +26,17 @@ pub fn open(frame: &Frame) -> Result<FrameBody, Error> {
         return Err(Error::Frame(format!("checksum is {found:08x}, but {:08x} was sent", frame.crc32c)));
     }
     FrameBody::decode(frame.body.as_ref()).map_err(|e| Error::Frame(format!("body cannot be read: {e}")))
+}
+
+/// Positions of a unit that branch `branch` holds already, so that they have no rows.
+pub fn held(unit: &Unit, branch: usize) -> usize {
+    unit.held.get(branch).copied().unwrap_or_default().min(unit.positions) as usize
+}
+
+/// Rows of a unit, over its branches.
+pub fn rows(unit: &Unit) -> usize {
+    let branches = if unit.kind() == Kind::Pair { 2 } else { 1 };
+    (0..branches).map(|branch| unit.positions as usize - held(unit, branch)).sum()
 }
 
 fn checksum(body: &[u8], activations: &[u8]) -> u32 {

@@ -64,12 +64,12 @@ impl Core {
         self.link.as_ref().map_or(0, |link| link.sent)
     }
 
-    /// All stages of a new epoch are connected, over `pools` compute pools.
-    pub fn up(&mut self, now: Now, epoch: u64, pools: usize) -> Vec<Deed> {
+    /// All stages of a new epoch are connected, over `pools` compute pools; whether all know how to copy.
+    pub fn up(&mut self, now: Now, epoch: u64, pools: usize, copies: bool) -> Vec<Deed> {
         self.over();
         self.link = Some(Link { epoch, sent: 0, received: 0, pace: Pace::default() });
         let mut actions = self.scheduler.step(Event::Submit(Box::new(self.unit())));
-        actions.extend(self.scheduler.step(Event::PipelineUp(pools)));
+        actions.extend(self.scheduler.step(Event::PipelineUp { pools, copies }));
         self.deeds(now, actions)
     }
 

@@ -21,7 +21,7 @@ use self::core::{Core, Deed, Now};
 use self::sight::Sight;
 use crate::pipeline::{self, Ends, Placement, StageNode};
 use crate::request::{Failure, Record};
-use crate::schedule::{Action, Event, Finish, Limits, UnitId, UnitSpec};
+use crate::schedule::{Action, Event, Finish, Limits, Reused, UnitId, UnitSpec};
 
 /// Commands that wait for the loop.
 const QUEUE: usize = 1024;
@@ -118,6 +118,7 @@ struct Stats {
     proven: AtomicBool,
     recovery_ms: AtomicU64,
     preempted: AtomicU64,
+    reused: Mutex<Reused>,
     served: Mutex<BTreeMap<Arc<str>, u64>>,
 }
 
@@ -145,6 +146,11 @@ impl DriverHandle {
     /// Units that had to make room for others.
     pub fn preempted(&self) -> u64 {
         self.stats.preempted.load(Ordering::Relaxed)
+    }
+
+    /// What was copied instead of being computed.
+    pub fn reused(&self) -> Reused {
+        *self.stats.reused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it was ever ready: then whatever it takes on will be done, after a recovery if need be.
@@ -372,7 +378,7 @@ impl Run {
             Places::Fixed(_) => None,
             Places::Led(coming, _) => Some(coming.clone()),
         };
-        let mut deeds = self.core.up(self.now(), self.epoch, pools);
+        let mut deeds = self.core.up(self.now(), self.epoch, pools, ends.copies);
         let end = loop {
             if let Err(reason) = self.act(deeds, &ends).await {
                 break End::Lost(reason);
@@ -425,6 +431,7 @@ impl Run {
         stats.parked.store(parked, Ordering::Relaxed);
         stats.backlog.store(self.core.scheduler().backlog(), Ordering::Relaxed);
         stats.preempted.store(self.core.scheduler().preempted(), Ordering::Relaxed);
+        *stats.reused.lock().unwrap_or_else(PoisonError::into_inner) = self.core.scheduler().reused();
         let mut served = stats.served.lock().unwrap_or_else(PoisonError::into_inner);
         for (tenant, rows) in self.core.scheduler().served() {
             match served.get_mut(tenant) {

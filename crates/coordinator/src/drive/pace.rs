@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use janus_wire::frame;
 use janus_wire::v1::FrameBody;
 
 use super::core::Now;
@@ -29,7 +30,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn sent(&mut self, now: Now, body: &FrameBody) {
-        let rows = body.units.iter().map(|unit| unit.positions as usize).sum::<usize>().max(1);
+        let rows = body.units.iter().map(frame::rows).sum::<usize>().max(1);
         self.flying.insert(body.microbatch, (rows, now));
     }
 

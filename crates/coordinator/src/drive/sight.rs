@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
-use janus_wire::v1::{FrameBody, Kind, Mode, SlotOp, Unit, slot_op::Op};
+use janus_wire::frame;
+use janus_wire::v1::{FrameBody, Mode, SlotOp, Unit, slot_op::Op};
 use opentelemetry::global::{self, BoxedSpan};
 use opentelemetry::metrics::{Counter, Histogram};
 use opentelemetry::trace::{Link, Span, SpanContext, TraceContextExt, Tracer};
@@ -30,6 +31,8 @@ pub(super) struct Sight {
     steps: Histogram<f64>,
     rows: Counter<u64>,
     tenant_rows: Counter<u64>,
+    prefix_hits: Counter<u64>,
+    prefix_positions: Counter<u64>,
     failovers: Counter<u64>,
     recovery: Histogram<f64>,
     tenants: BTreeSet<String>,
@@ -53,6 +56,7 @@ struct Seat {
     tenant: Option<KeyValue>,
     trace: Option<Context>,
     steps: u64,
+    copied: bool,
 }
 
 /// A frame on its way.
@@ -76,8 +80,14 @@ impl Sight {
         let tenant_rows = meter.u64_counter("janus.tenant.rows");
         let pipeline = KeyValue::new("pipeline", pipeline as i64);
         let failovers = failovers.with_description("Times the pipeline was lost").build();
-        // The first loss must be seen as a change.
-        failovers.add(0, std::slice::from_ref(&pipeline));
+        let prefix_hits = meter.u64_counter("janus.prefix.hits");
+        let prefix_hits = prefix_hits.with_description("Units that copied the beginning of their prompt").build();
+        let prefix_positions = meter.u64_counter("janus.prefix.positions");
+        let prefix_positions = prefix_positions.with_description("Positions that were copied, not computed").build();
+        // The first one must be seen as a change.
+        for counter in [&failovers, &prefix_hits, &prefix_positions] {
+            counter.add(0, std::slice::from_ref(&pipeline));
+        }
         Sight {
             pipeline,
             modes: ["prefill", "decode", "replay"].map(|mode| KeyValue::new("mode", mode)),
@@ -85,6 +95,8 @@ impl Sight {
             steps: steps.with_description("A microbatch's way through all stages").build(),
             rows: rows.build(),
             tenant_rows: tenant_rows.with_description("Rows computed for a tenant").build(),
+            prefix_hits,
+            prefix_positions,
             failovers,
             recovery: recovery.with_description("From a loss to the next id").build(),
             tenants: BTreeSet::new(),
@@ -131,7 +143,9 @@ impl Sight {
                 }
             }
             let due = seat.steps == 1 || seat.steps % EVERY == 0 || unit.mode() == Mode::Replay;
-            traces.extend(seat.trace.clone().filter(|_| due));
+            if due {
+                traces.extend(seat.trace.clone());
+            }
         }
         if let Some(parent) = traces.first() {
             let span = self.span(body, parent, &traces[1..], &flight.rows);
@@ -176,11 +190,19 @@ impl Sight {
                     }
                     trace.context.clone()
                 });
-                self.seats.insert(op.slot, Seat { generation: op.generation, tenant, trace, steps: 0 });
+                self.seats.insert(op.slot, Seat { generation: op.generation, tenant, trace, steps: 0, copied: false });
             }
-            Some(Op::Close(_)) => {
+            Some(Op::Close(_) | Op::Keep(_)) => {
                 if self.seats.get(&op.slot).is_some_and(|seat| seat.generation == op.generation) {
                     self.seats.remove(&op.slot);
+                }
+            }
+            Some(Op::Copy(copy)) => {
+                let pipeline = std::slice::from_ref(&self.pipeline);
+                self.prefix_positions.add(copy.length.into(), pipeline);
+                if let Some(seat) = self.seats.get_mut(&op.slot).filter(|seat| seat.generation == op.generation) {
+                    self.prefix_hits.add(u64::from(!seat.copied), pipeline);
+                    seat.copied = true;
                 }
             }
             Some(Op::Truncate(_)) | None => {}
@@ -232,7 +254,7 @@ impl Sight {
 }
 
 fn rows_of(unit: &Unit) -> u64 {
-    u64::from(unit.positions) * if unit.kind() == Kind::Pair { 2 } else { 1 }
+    frame::rows(unit) as u64
 }
 
 fn mode_of(unit: &Unit) -> usize {
@@ -246,7 +268,7 @@ fn mode_of(unit: &Unit) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use janus_wire::v1::slot_op;
+    use janus_wire::v1::{Kind, slot_op};
     use opentelemetry::trace::{SpanId, TraceFlags, TraceId, TraceState};
 
     fn traced(n: u8) -> Context {

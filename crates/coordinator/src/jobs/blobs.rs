@@ -1,8 +1,10 @@
 //! Blobs: files that a tenant sent so that items can name them by their digest. A tenant sees its own alone.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
 use janus_wire::hello::hex;
 use janus_wire::status::{self, invalid};
 use janus_wire::v1;
@@ -21,7 +23,29 @@ pub(super) const FOLDER: &str = "blobs";
 
 /// The object of a blob. Tenants' names are checked where they are made; nothing else ever becomes a folder.
 pub(super) fn name(tenant: &str, digest: &[u8]) -> String {
-    format!("{FOLDER}/{tenant}/{}", hex(digest))
+    named(tenant, &hex(digest))
+}
+
+/// The same, of a digest that is hexadecimal already.
+pub(super) fn named(tenant: &str, digest: &str) -> String {
+    format!("{FOLDER}/{tenant}/{digest}")
+}
+
+/// Bytes that are written as hexadecimal digits.
+pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
+    text.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+}
+
+/// Bytes of all blobs, by tenant.
+pub(super) async fn bytes(objects: &Objects) -> Result<BTreeMap<String, u64>, Error> {
+    let (mut bytes, mut found) = (BTreeMap::new(), objects.list(FOLDER));
+    while let Some(meta) = found.try_next().await? {
+        if let Some(tenant) = meta.location.as_ref().rsplit('/').nth(1) {
+            *bytes.entry(tenant.to_owned()).or_default() += meta.size;
+        }
+    }
+    Ok(bytes)
 }
 
 /// A blob as a picture of a question.

@@ -13,6 +13,7 @@
 //! | `place` | the mark of the folder that all coordinators share | 1 |
 //! | `records/<tenant>/<job>` | [`JobRecord`], JSON, at most some 8 KiB | one a job |
 //! | `keys/<tenant>/<SHA-256 of the caller's key>` | the job's id | at most one a job |
+//! | `files/<tenant>/<id>` | a file: its blob's digest and what its tenant calls it, at most some 2 KiB | 1,000 a tenant |
 //! | `results/<job>/<segment>/<unit>` | [`UnitResult`], JSON, at most some 2 KiB | units of 3 open segments, at most |
 //!
 //! Everything else is in objects, below the folder of `--jobs`. None is ever changed:
@@ -43,6 +44,7 @@ mod blobs;
 pub mod course;
 mod engine;
 mod error;
+mod files;
 mod item;
 mod manifest;
 mod objects;
@@ -74,6 +76,7 @@ pub(crate) use service::server;
 pub use spool::{MAX_ITEMS, SEGMENT};
 
 use record::JobKeys;
+pub(crate) use record::random_hex;
 use state::{Shared, Tracked};
 
 /// When to come back to what cannot be done now.
@@ -88,6 +91,8 @@ const CREATING: usize = 4;
 const UPLOADS: usize = 8;
 /// A job whose run broke, which is a mistake of ours, is begun again after this.
 const BROKEN: Duration = Duration::from_secs(30);
+/// Blobs are counted so often.
+const COUNTED: Duration = Duration::from_secs(60);
 /// Pause before the store is asked again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -151,6 +156,7 @@ impl Jobs {
             creating: Semaphore::new(CREATING),
             blobs: RwLock::new(()),
             uploads: Semaphore::new(UPLOADS),
+            blob_bytes: Default::default(),
             over: over.clone(),
         });
         over.run_until_cancelled(read(&shared)).await?;
@@ -161,15 +167,22 @@ impl Jobs {
         Some(Jobs(shared))
     }
 
-    /// Bytes of results that are kept for a tenant.
-    pub async fn bytes(&self, tenant: &str) -> u64 {
-        let mine: Vec<_> = {
-            let all = self.0.all();
-            all.iter().filter(|((owner, _), _)| &**owner == tenant).map(|(_, job)| job.clone()).collect()
+    /// Bytes of results and blobs that are kept, by tenant. Blobs are counted once a minute.
+    pub async fn bytes(&self) -> BTreeMap<String, u64> {
+        let jobs: Vec<_> = self.0.all().iter().map(|((owner, _), job)| (owner.clone(), job.clone())).collect();
+        let mut bytes = {
+            let (counted, blobs) = &mut *self.0.blob_bytes.lock().await;
+            if counted.is_none_or(|at| at.elapsed() >= COUNTED) {
+                match blobs::bytes(&self.0.objects).await {
+                    Ok(bytes) => *blobs = bytes,
+                    Err(error) => tracing::warn!(%error, "blobs cannot be counted"),
+                }
+                *counted = Some(tokio::time::Instant::now());
+            }
+            blobs.clone()
         };
-        let mut bytes = 0;
-        for job in mine {
-            bytes += job.record().await.bytes;
+        for (owner, job) in jobs {
+            *bytes.entry(owner.to_string()).or_default() += job.record().await.bytes;
         }
         bytes
     }

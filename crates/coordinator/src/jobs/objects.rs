@@ -178,9 +178,17 @@ impl Objects {
     /// # Errors
     /// [`Error::Object`].
     pub async fn has(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.size(name).await?.is_some())
+    }
+
+    /// Bytes of an object; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Object`].
+    pub async fn size(&self, name: &str) -> Result<Option<u64>, Error> {
         match self.store.head(&self.at(name)).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.failed(name)(error)),
         }
     }

@@ -66,6 +66,9 @@ pub struct JobRecord {
     /// Some items name blobs.
     #[serde(default)]
     pub blobs: bool,
+    /// Ids of the files that it was made of.
+    #[serde(default)]
+    pub files: Vec<String>,
     /// How it stands.
     pub status: Status,
     /// Why it failed as a whole.
@@ -225,6 +228,25 @@ impl JobKeys {
         format!("{}keys/{tenant}/{}", self.root, janus_wire::hello::hex(&sha2::Sha256::digest(key)))
     }
 
+    /// Prefix of all files.
+    pub(super) fn files(&self) -> String {
+        format!("{}files/", self.root)
+    }
+
+    /// Prefix of a tenant's files.
+    pub(super) fn files_of(&self, tenant: &str) -> String {
+        format!("{}{tenant}/", self.files())
+    }
+
+    pub(super) fn file(&self, tenant: &str, id: &str) -> String {
+        format!("{}{id}", self.files_of(tenant))
+    }
+
+    /// Whose file has this key.
+    pub(super) fn owner_of_file<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.files())?.split_once('/').map(|(tenant, _)| tenant)
+    }
+
     /// Prefix of a job's results that are not sealed.
     pub(super) fn results(&self, id: &str) -> String {
         format!("{}results/{id}/", self.root)
@@ -251,7 +273,7 @@ pub(super) fn made_at(id: &str) -> Option<u64> {
 }
 
 /// So many random bytes, hexadecimal.
-pub(super) fn random_hex(bytes: usize) -> String {
+pub(crate) fn random_hex(bytes: usize) -> String {
     let mut random = vec![0; bytes];
     if getrandom::fill(&mut random).is_err() {
         // Without the system's random numbers there is the clock; a name that is taken is refused by the store.

@@ -32,6 +32,8 @@ const MAX_JOBS: usize = 10_000;
 const MAX_UNFINISHED: usize = 1_000;
 /// Words of a caller about its job.
 const MAX_METADATA: (usize, usize) = (32, 4096);
+/// Files that a job is made of.
+const MAX_FILES: usize = 16;
 /// Longest key and output.
 const MAX_TEXT: usize = 1024;
 /// Jobs of a page: unless said otherwise, and at most.
@@ -73,6 +75,10 @@ impl Jobs {
             return the_same(&job, &header, &spool.finish().await.map_err(ours)?).await;
         }
         shared.check_room(tenant, &header.output).await?;
+        if !header.files.is_empty() {
+            named.hold = Some(shared.blobs.read().await);
+            shared.check_files(tenant, &header.files).await?;
+        }
         let created = now_unix_ms();
         let id = new_id(created);
         let output = shared.output(tenant, &id, &header.output).map_err(ours)?;
@@ -90,6 +96,8 @@ impl Jobs {
             Ok(()) => spool.finish().await.map_err(ours),
             Err(status) => Err(status),
         };
+        // What is still being written would outlive its folder.
+        spool.stop().await;
         let discard = async || {
             // Whatever stays is found later.
             let _ = shared.objects.delete_all(&format!("jobs/{id}")).await;
@@ -112,7 +120,8 @@ impl Jobs {
             model: shared.model.clone(),
             total: spooled.total,
             segments: spooled.segments,
-            blobs: named.hold.is_some(),
+            blobs: !named.seen.is_empty(),
+            files: header.files.clone(),
             status: Stands::Queued,
             error: String::new(),
             sealed: 0,
@@ -154,7 +163,7 @@ async fn next<T>(messages: &mut (impl futures_util::Stream<Item = Result<T, Stat
 }
 
 /// What callers are told of our own failures.
-fn ours(error: Error) -> Status {
+pub(super) fn ours(error: Error) -> Status {
     match error {
         Error::Differs { .. } => Status::failed_precondition(error.to_string()),
         Error::Place { .. } => invalid("header.output", error.to_string()),
@@ -176,6 +185,9 @@ fn check_header(header: &JobHeader) -> Result<bool, Status> {
     if header.metadata.len() > MAX_METADATA.0 || bytes > MAX_METADATA.1 {
         let (entries, bytes) = MAX_METADATA;
         return Err(invalid("header.metadata", format!("takes at most {entries} entries of {bytes} bytes together")));
+    }
+    if header.files.len() > MAX_FILES {
+        return Err(invalid("header.files", format!("takes at most {MAX_FILES} files")));
     }
     match v1::Priority::try_from(header.priority) {
         Ok(priority) => Ok(priority == v1::Priority::Interactive),
@@ -310,7 +322,7 @@ impl Shared {
 #[derive(Default)]
 struct Named<'a> {
     seen: std::collections::HashSet<[u8; 16]>,
-    /// None of them is deleted meanwhile.
+    /// None of them is deleted meanwhile, and no file that the job is made of.
     hold: Option<tokio::sync::RwLockReadGuard<'a, ()>>,
 }
 

@@ -132,8 +132,13 @@ impl Spool {
         }
     }
 
+    /// Nothing is being written any more when this returns, so that the folder can be deleted.
+    pub(super) async fn stop(&mut self) {
+        while self.writes.join_next().await.is_some() {}
+    }
+
     /// Everything is in the store of objects when this returns.
-    pub(super) async fn finish(mut self) -> Result<Spooled, Error> {
+    pub(super) async fn finish(&mut self) -> Result<Spooled, Error> {
         if self.items > 0 {
             self.flush().await?;
         }
@@ -145,7 +150,7 @@ impl Spool {
             let index: Vec<u8> = self.lines.iter().flat_map(|line| line.to_le_bytes()).collect();
             objects.create(INDEX, index.into()).await?;
         }
-        Ok(Spooled { total: self.total, segments: self.segments, digest: self.digest.finalize().into() })
+        Ok(Spooled { total: self.total, segments: self.segments, digest: self.digest.finalize_reset().into() })
     }
 }
 

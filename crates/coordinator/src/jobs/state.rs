@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use janus_cluster::{Committed, Store, Txn, guard};
 use janus_wire::v1;
 use tokio::sync::{Notify, RwLock, Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::course::{At, Tally};
@@ -81,10 +82,12 @@ pub(super) struct Shared {
     pub(super) sweep: Notify,
     /// Jobs that are being made at once.
     pub(super) creating: Semaphore,
-    /// Held for reading while a job is made that names blobs, for writing while blobs are deleted.
+    /// Held for reading while a job or a file is made that names blobs, for writing while blobs are deleted.
     pub(super) blobs: RwLock<()>,
     /// Blobs that are being sent at once.
     pub(super) uploads: Semaphore,
+    /// Bytes of blobs by tenant, and when they were counted.
+    pub(super) blob_bytes: tokio::sync::Mutex<(Option<Instant>, BTreeMap<String, u64>)>,
     pub(super) over: CancellationToken,
 }
 

@@ -1,5 +1,5 @@
 //! Forgetting: jobs that were deleted or are older than they are kept, what was spooled for jobs that never came to be, and
-//! blobs that no job names.
+//! files and blobs that no job names.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::params::now_unix_ms;
 
 /// How often it is looked for what is too old.
 const EVERY: Duration = Duration::from_secs(3600);
-/// A blob that no job names is kept for this long, and so is what was spooled for a job that never came to be.
-const GRACE: Duration = Duration::from_secs(24 * 3600);
+/// A blob that nothing names and a file that no job was made of are kept for this long, and so is what was spooled for a job that never came to be.
+pub(super) const GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// Forgets what is to be forgotten, until the reign is over.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -53,7 +53,7 @@ async fn round(shared: &Shared, due: bool) -> Result<(), Error> {
     }
     if due {
         orphans(shared, now).await?;
-        unnamed_blobs(shared, now).await?;
+        unnamed(shared, now).await?;
     }
     Ok(())
 }
@@ -104,8 +104,8 @@ async fn orphans(shared: &Shared, now: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Blobs that are old, and that no job names.
-async fn unnamed_blobs(shared: &Shared, now: u64) -> Result<(), Error> {
+/// Files that are old and that no job was made of, and blobs that are old and that neither a job nor a file names.
+pub(super) async fn unnamed(shared: &Shared, now: u64) -> Result<(), Error> {
     let old = |millis: i64| now > u64::try_from(millis).unwrap_or(0) + GRACE.as_millis() as u64;
     let mut candidates: HashSet<String> = HashSet::new();
     let mut found = shared.objects.list(blobs::FOLDER);
@@ -116,11 +116,13 @@ async fn unnamed_blobs(shared: &Shared, now: u64) -> Result<(), Error> {
             candidates.insert(format!("{}/{}", blobs::FOLDER, parts.join("/")));
         }
     }
+    // No job may come to name one of them meanwhile.
+    let _alone = shared.blobs.write().await;
+    let of_files = shared.forget_files(now).await?;
+    candidates.retain(|name| !of_files.contains(name));
     if candidates.is_empty() {
         return Ok(());
     }
-    // No job may come to name one of them meanwhile.
-    let _alone = shared.blobs.write().await;
     let all: Vec<_> = shared.all().values().cloned().collect();
     for job in all {
         let record = job.record().await;

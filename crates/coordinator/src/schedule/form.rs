@@ -32,9 +32,12 @@ impl Scheduler {
                 let rows = unit.next(most);
                 unit.flying = rows.positions as usize;
                 unit.served = self.clock;
-                let fresh = (unit.fed + unit.flying).saturating_sub(unit.charged) * unit.spec.rows();
+                // What was copied, or is computed once more, is free.
+                let (end, paid) = (unit.fed + unit.flying, unit.fed.max(unit.charged));
+                let fresh: usize =
+                    unit.held[..unit.spec.rows()].iter().map(|held| end.saturating_sub(paid.max(*held))).sum();
+                unit.charged = unit.charged.max(end);
                 if fresh > 0 {
-                    unit.charged = unit.fed + unit.flying;
                     self.waiting.charge(unit.spec.band, &unit.spec.tenant, fresh, unit.spec.share.weight);
                     *self.served.entry(unit.spec.tenant.clone()).or_default() += fresh as u64;
                 }
@@ -52,7 +55,7 @@ impl Scheduler {
     /// The units of a microbatch of about `rows` decode rows, with the most positions each may feed. Those served
     /// longest ago come first. Prompts share one chunk of positions, so that a long one delays a step by no more.
     fn choose(&self, rows: usize) -> Vec<(UnitId, usize)> {
-        let mut ready: Vec<&Active> = self.active.values().filter(|u| u.flying == 0).collect();
+        let mut ready: Vec<&Active> = self.active.values().filter(|u| u.flying == 0 && u.follows.is_none()).collect();
         ready.sort_by_key(|u| (u.served, u.spec.id));
         let (mut room, mut chunk) = (rows, MAX_PREFILL);
         let mut members = Vec::new();

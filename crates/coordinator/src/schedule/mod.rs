@@ -5,6 +5,7 @@
 //! id. So prefill, decode and rebuilding after a loss are one rule.
 
 mod form;
+mod prefix;
 mod queue;
 mod unit;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use janus_wire::v1::{FrameBody, SlotOp, StepResult, slot_op};
 
+use prefix::Kept;
 use queue::Queue;
 use unit::{Active, Waiting};
 pub use unit::{Band, Share, UnitId, UnitSpec};
@@ -38,6 +40,8 @@ pub struct Limits {
     /// rows are divided equally among them, however many there are, because a microbatch that has to wait for its turn
     /// would read all weights once more and be none the earlier.
     pub rows: usize,
+    /// Prompts of ended units that stay for units that begin with the same; 0 turns sharing off.
+    pub kept: usize,
 }
 
 /// What happens to the scheduler.
@@ -51,8 +55,13 @@ pub enum Event {
     Result(StepResult),
     /// The features a unit was parked for are at the first stage again.
     FeaturesReady(UnitId),
-    /// A new epoch of the pipeline is connected, over this many compute pools; stages hold nothing.
-    PipelineUp(usize),
+    /// A new epoch of the pipeline is connected; stages hold nothing.
+    PipelineUp {
+        /// Distinct compute pools.
+        pools: usize,
+        /// All stages can copy positions from slot to slot.
+        copies: bool,
+    },
     /// The pipeline is lost; units wait with their logs.
     PipelineDown,
 }
@@ -89,6 +98,15 @@ pub enum Finish {
     EndOfSentence,
 }
 
+/// What did not have to be computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reused {
+    /// Units that copied something.
+    pub units: u64,
+    /// Positions that were copied, over all branches.
+    pub positions: u64,
+}
+
 /// All units of one pipeline.
 pub struct Scheduler {
     limits: Limits,
@@ -112,6 +130,12 @@ pub struct Scheduler {
     served: BTreeMap<Arc<str>, u64>,
     /// Units that had to make room for others.
     preempted: u64,
+    copies: bool,
+    /// Slots of units that have ended.
+    kept: Vec<Kept>,
+    /// Grows whenever one of them is of use.
+    uses: u64,
+    reused: Reused,
 }
 
 impl Scheduler {
@@ -132,6 +156,10 @@ impl Scheduler {
             ops: Vec::new(),
             served: BTreeMap::new(),
             preempted: 0,
+            copies: false,
+            kept: Vec::new(),
+            uses: 0,
+            reused: Reused::default(),
         }
     }
 
@@ -143,6 +171,11 @@ impl Scheduler {
     /// How many units have had to make room for others.
     pub fn preempted(&self) -> u64 {
         self.preempted
+    }
+
+    /// What was copied instead of being computed.
+    pub fn reused(&self) -> Reused {
+        self.reused
     }
 
     /// Units that never had a slot, are open, and wait to go on.
@@ -192,11 +225,14 @@ impl Scheduler {
                     self.waiting.push_returning(unit);
                 }
             }
-            Event::PipelineUp(pools) => (self.up, self.limits.pools) = (true, pools),
+            Event::PipelineUp { pools, copies } => {
+                (self.up, self.limits.pools, self.copies) = (true, pools, copies);
+            }
             Event::PipelineDown => self.down(),
         }
         if self.up {
             self.admit(&mut actions);
+            self.share_followed();
             self.send(&mut actions);
         }
         debug_assert_eq!(self.violated(), None);
@@ -216,7 +252,7 @@ impl Scheduler {
         }
         let known = [&spec.keep[..], &spec.log].concat();
         let started = !spec.log.is_empty();
-        let place = self.waiting.push(Waiting { spec, known, started, lost: started, charged: 0 });
+        let place = self.waiting.push(Waiting { spec, known, started, lost: started, charged: 0, alone: false });
         actions.push(Action::Queued(id, place));
     }
 
@@ -229,23 +265,28 @@ impl Scheduler {
     /// Gives a unit's slot back on every stage.
     fn release(&mut self, id: UnitId) -> Option<Active> {
         let unit = self.active.remove(&id)?;
-        let (slot, generation) = (unit.slot as u32, unit.generation);
-        let mine = |op: &SlotOp| (op.slot, op.generation) == (slot, generation);
-        // Stages that have not heard of it need not hear of its end; so operations on a slot are few in every frame.
-        if self.ops.iter().any(mine) {
-            self.ops.retain(|op| !mine(op));
-        } else {
-            self.ops.push(SlotOp { slot, generation, op: Some(slot_op::Op::Close(slot_op::Close {})) });
-        }
-        self.free.push(unit.slot);
+        self.close(unit.slot, unit.generation);
         self.kv_used -= unit.spec.kv_positions();
         Some(unit)
+    }
+
+    fn close(&mut self, slot: usize, generation: u32) {
+        self.free.push(slot);
+        let slot = slot as u32;
+        let mine = |op: &SlotOp| (op.slot, op.generation) == (slot, generation);
+        let unheard = self.ops.iter().any(|op| mine(op) && matches!(op.op, Some(slot_op::Op::Open(_))));
+        // Stages that have not heard of it need not hear of its end; so operations on a slot are few in every frame.
+        self.ops.retain(|op| !mine(op));
+        if !unheard {
+            self.ops.push(SlotOp { slot, generation, op: Some(slot_op::Op::Close(slot_op::Close {})) });
+        }
     }
 
     fn down(&mut self) {
         self.up = false;
         self.flying.clear();
         self.ops.clear();
+        self.kept.clear();
         self.kv_used = 0;
         self.generations.fill(0);
         self.free = (0..self.limits.slots).rev().collect();
@@ -259,6 +300,10 @@ impl Scheduler {
         while let Some(unit) = self.waiting.front() {
             let need = unit.spec.kv_positions();
             if self.free.is_empty() || self.kv_used + need > self.limits.kv_positions {
+                if !self.kept.is_empty() {
+                    self.forget_oldest();
+                    continue;
+                }
                 let (band, tenant) = unit.line();
                 if !self.make_room(band, &tenant, need, unit.spec.target * unit.spec.rows()) {
                     break;
@@ -276,7 +321,9 @@ impl Scheduler {
                 (false, _) => actions.push(Action::Started(active.spec.id)),
                 _ => {}
             }
-            self.active.insert(active.spec.id, active);
+            let id = active.spec.id;
+            self.active.insert(id, active);
+            self.share(id);
         }
     }
 
@@ -330,6 +377,7 @@ impl Scheduler {
                 Some(answer) => {
                     let wanted = unit.wants_id(flown);
                     unit.fed += flown;
+                    unit.unproven = false;
                     match answer.id.is_some() == wanted {
                         true => None,
                         false => Some("an id is missing, or came without being asked for".to_owned()),
@@ -352,7 +400,7 @@ impl Scheduler {
         let Some(unit) = self.active.get_mut(&id) else { return };
         if unit.spec.end == Some(token) {
             actions.push(Action::Finished(id, Finish::EndOfSentence));
-            self.release(id);
+            self.retire(id);
             return;
         }
         unit.known.push(token);
@@ -360,11 +408,14 @@ impl Scheduler {
         actions.push(Action::Id(id, token));
         if complete {
             actions.push(Action::Finished(id, Finish::Complete));
-            self.release(id);
+            self.retire(id);
         }
     }
 
     fn fail(&mut self, id: UnitId, reason: String, actions: &mut Vec<Action>) {
+        if reason != FEATURES_MISSING && self.share_nothing(id) {
+            return;
+        }
         let Some(unit) = self.release(id) else { return };
         if reason == FEATURES_MISSING {
             self.parked.insert(id, unit.close(false));
@@ -376,8 +427,9 @@ impl Scheduler {
 
     /// What must hold between any two events; names the first violation.
     pub fn violated(&self) -> Option<&'static str> {
-        let used: usize = self.active.values().map(|u| u.spec.kv_positions()).sum();
-        if self.active.len() + self.free.len() != self.limits.slots {
+        let kept: usize = self.kept.iter().map(|kept| kept.kv).sum();
+        let used = self.active.values().map(|u| u.spec.kv_positions()).sum::<usize>() + kept;
+        if self.active.len() + self.kept.len() + self.free.len() != self.limits.slots {
             return Some("a slot leaked");
         }
         if used != self.kv_used || used > self.limits.kv_positions {
@@ -385,6 +437,10 @@ impl Scheduler {
         }
         if self.flying.len() > self.limits.pools + 1 {
             return Some("too many microbatches are in flight");
+        }
+        let led = |unit: &Active| unit.follows.is_none_or(|(leader, _)| self.active.contains_key(&leader));
+        if self.up && !self.active.values().all(led) {
+            return Some("a unit waits for one that is gone");
         }
         let flights = |unit: &Active| {
             let me = (unit.spec.id, unit.slot as u32, unit.generation);

@@ -6,6 +6,7 @@ use janus_wire::frame::MAX_PREFILL;
 use janus_wire::v1::{FeatureSpan, Ids, Input, Kind, Mode, Piece, Sampling, SlotOp, Unit, piece, slot_op};
 
 use super::Limits;
+use super::prefix::{Token, tokens};
 
 /// Names a unit within a coordinator.
 pub type UnitId = u64;
@@ -119,6 +120,8 @@ pub(super) struct Waiting {
     pub(super) lost: bool,
     /// Positions that its tenant was charged for; computing them again is not its doing.
     pub(super) charged: usize,
+    /// It copies nothing: that went wrong once.
+    pub(super) alone: bool,
 }
 
 impl Waiting {
@@ -138,7 +141,16 @@ pub(super) struct Active {
     pub(super) rebuilding: bool,
     pub(super) slot: usize,
     pub(super) generation: u32,
-    /// Positions the stages hold.
+    /// What its prompt and kept ids put at the positions of each branch.
+    pub(super) content: Vec<Vec<Token>>,
+    /// Positions each branch got from others.
+    pub(super) held: [usize; 2],
+    /// Until an answer has proved that they are there.
+    pub(super) unproven: bool,
+    /// The unit that is computing what this one will copy, and how far it has to come.
+    pub(super) follows: Option<(UnitId, usize)>,
+    pub(super) alone: bool,
+    /// Positions the stages hold, of all branches.
     pub(super) fed: usize,
     /// Positions on their way; 0 if none.
     pub(super) flying: usize,
@@ -150,13 +162,35 @@ pub(super) struct Active {
 
 impl Active {
     pub(super) fn open(unit: Waiting, slot: usize, generation: u32) -> Self {
-        let Waiting { spec, known, started, charged, .. } = unit;
-        Active { spec, known, rebuilding: started, slot, generation, fed: 0, flying: 0, served: 0, charged }
+        let Waiting { spec, known, started, charged, alone, .. } = unit;
+        let content = |branch: &Vec<Piece>| {
+            let mut content = tokens(branch);
+            content.extend(spec.keep.iter().map(|id| Token::Image(*id)));
+            content
+        };
+        let content = spec.branches.iter().map(content).collect();
+        Active {
+            spec,
+            known,
+            rebuilding: started,
+            slot,
+            generation,
+            content,
+            held: [0; 2],
+            unproven: false,
+            follows: None,
+            alone,
+            fed: 0,
+            flying: 0,
+            served: 0,
+            charged,
+        }
     }
 
     /// Without its slot, with everything that is known of it.
     pub(super) fn close(self, lost: bool) -> Waiting {
-        Waiting { spec: self.spec, known: self.known, started: true, lost, charged: self.charged }
+        let Active { spec, known, charged, alone, .. } = self;
+        Waiting { spec, known, started: true, lost, charged, alone }
     }
 
     /// Reserves its slot; a replay begins with an explicit truncate.
@@ -192,7 +226,16 @@ impl Active {
         let positions = self.missing().min(most).min(MAX_PREFILL);
         let range = self.fed..self.fed + positions;
         let decode = positions == 1 && self.missing() == 1 && self.fed >= self.spec.prompt;
-        let inputs = self.spec.branches.iter().map(|branch| Input { pieces: self.pieces(branch, range.clone()) }).collect();
+        let mut held: Vec<u32> =
+            self.held[..self.spec.rows()].iter().map(|held| held.saturating_sub(self.fed).min(positions) as u32).collect();
+        let inputs = self.spec.branches.iter().zip(&held).map(|(branch, held)| {
+            let own = range.start + *held as usize..range.end;
+            Input { pieces: self.pieces(branch, own) }
+        });
+        let inputs = inputs.collect();
+        if held.iter().all(|held| *held == 0) {
+            held.clear();
+        }
         Unit {
             slot: self.slot as u32,
             generation: self.generation,
@@ -208,6 +251,7 @@ impl Active {
             inputs,
             sample: self.wants_id(positions).then_some(self.known.len() as u32),
             refused: String::new(),
+            held,
         }
     }
 

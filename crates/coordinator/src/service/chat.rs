@@ -176,7 +176,7 @@ async fn follow(shared: Arc<Shared>, reader: Reader, stops: Vec<String>, out: Ou
     let mut watch = record.watch();
     let mut decoder = tokenizer.stream_decoder();
     let (mut announced, mut queued, mut seen, mut resumed) = (false, None, 0, 0);
-    let durable = record.accepted().await;
+    let durable = record.accepted().await?;
     send(v1::chat_event::Event::Accepted(v1::Accepted { durable })).await?;
     let mut stops = Stops::new(stops);
     let mut text = String::new();

@@ -163,7 +163,7 @@ async fn follow(
     // One at a time: whoever asks for many pictures has no more of the decoders than others.
     let (mut wanted, mut partial) = (vec![None; count], JoinSet::new());
     let mut shown = None;
-    let durable = record.accepted().await;
+    let durable = record.accepted().await?;
     send(v1::generate_image_event::Event::Accepted(v1::Accepted { durable })).await?;
     loop {
         watch.borrow_and_update();

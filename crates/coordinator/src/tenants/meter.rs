@@ -17,6 +17,9 @@ pub(crate) struct Usage {
     pub(crate) rows: u64,
     pub(crate) pictures: u64,
     pub(crate) answers: u64,
+    /// Bytes of results and blobs that are kept.
+    #[serde(default)]
+    pub(crate) bytes: u64,
     /// A day (UTC, days since the Unix epoch), and the pictures that were asked for on it.
     pub(crate) today: (u64, u64),
 }
@@ -56,6 +59,14 @@ impl Meter {
         gauge.window.push_back((now, seen));
         while gauge.window.len() > 1 && gauge.window.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= WINDOW) {
             gauge.window.pop_front();
+        }
+    }
+
+    /// What is kept for each tenant now; for others nothing is.
+    pub(crate) fn bytes(&mut self, kept: &BTreeMap<String, u64>) {
+        self.tenants.values_mut().for_each(|gauge| gauge.usage.bytes = 0);
+        for (tenant, bytes) in kept {
+            self.tenants.entry(tenant.clone()).or_default().usage.bytes = *bytes;
         }
     }
 
@@ -126,6 +137,18 @@ mod tests {
         assert!(wait >= S && wait <= 60 * S, "{wait:?}");
         (31..=100).for_each(|s| meter.rows("a", 900, s * S));
         assert!(meter.ask("a", 0, &quotas, 0).is_ok());
+    }
+
+    #[test]
+    fn bytes_are_those_that_are_kept_now() {
+        let mut meter = Meter::default();
+        meter.bytes(&[("a".to_owned(), 7), ("b".to_owned(), 9)].into());
+        meter.bytes(&[("b".to_owned(), 3)].into());
+        let bytes: Vec<_> = meter.usages().map(|(_, usage)| usage.bytes).collect();
+        assert_eq!(bytes, [0, 3]);
+        // What an older version wrote down has none.
+        let usage: Usage = serde_json::from_str(r#"{"rows":1,"pictures":2,"answers":3,"today":[4,5]}"#).unwrap();
+        assert_eq!((usage.rows, usage.bytes), (1, 0));
     }
 
     #[test]

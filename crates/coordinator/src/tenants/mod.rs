@@ -4,6 +4,7 @@
 //! random bytes, shown once; the store has its SHA-256, which is enough for a secret that nobody can guess. A server
 //! that was given an operator's key asks everybody for one; a server without lets everybody in as the tenant `local`.
 
+mod audit;
 mod meter;
 mod record;
 mod service;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use janus_cluster::{Event, Keys, Store, Txn, guard};
 use janus_wire::hello::hex;
 use janus_wire::status;
+use opentelemetry::{KeyValue, global};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +27,10 @@ use tonic::{Request, Status};
 
 use crate::DriverHandle;
 use crate::auth::{Caller, LOCAL};
+use crate::jobs::Jobs;
 use crate::params::now_unix_ms;
 use crate::schedule::Share;
+use crate::sight::{OTHER, SCOPE, TENANTS};
 use meter::{Meter, Usage};
 use record::Stored;
 
@@ -159,8 +163,14 @@ impl Tenants {
         asked.map_err(|(why, wait)| status::exhausted(format!("tenant {tenant}: {why}"), wait))
     }
 
-    /// Counts what the pipelines of a reign compute for whom, and writes it down now and then, until `over`.
-    pub async fn measure(&self, drivers: Vec<DriverHandle>, fence: Option<(String, u64)>, every: Duration) {
+    /// Counts what the pipelines of a reign compute for whom and what its jobs keep, and writes it down now and then, until `over`.
+    pub async fn measure(
+        &self,
+        drivers: Vec<DriverHandle>,
+        jobs: Option<Jobs>,
+        fence: Option<(String, u64)>,
+        every: Duration,
+    ) {
         let _counting = Counting::begin(&self.0.measures);
         let mut written = tokio::time::Instant::now();
         loop {
@@ -176,11 +186,40 @@ impl Tenants {
             }
             if let (Some((cluster, epoch)), true) = (&fence, written.elapsed() >= every) {
                 written = tokio::time::Instant::now();
+                if let Some(jobs) = &jobs {
+                    let bytes = jobs.bytes().await;
+                    self.meter().bytes(&bytes);
+                }
                 if let Err(error) = self.write_usage(cluster, *epoch).await {
                     tracing::warn!(%error, "what tenants use is not written down");
                 }
             }
         }
+    }
+
+    /// Registers what metrics say of tenants, where they are counted. Once in a process.
+    pub fn observe(&self) {
+        let meter = global::meter(SCOPE);
+        let told = |read: fn(&Usage) -> u64| {
+            let tenants = self.clone();
+            move |to: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
+                if tenants.measures() {
+                    let usages: Vec<_> = tenants.meter().usages().map(|(name, usage)| (name.clone(), read(usage))).collect();
+                    let (named, others) = usages.split_at(usages.len().min(TENANTS));
+                    named.iter().for_each(|(name, value)| to.observe(*value, &[KeyValue::new("tenant", name.clone())]));
+                    if !others.is_empty() {
+                        let sum = others.iter().map(|(_, value)| value).sum();
+                        to.observe(sum, &[KeyValue::new("tenant", OTHER)]);
+                    }
+                }
+            }
+        };
+        let pictures = meter.u64_observable_counter("janus.tenant.pictures").with_callback(told(|usage| usage.pictures));
+        pictures.with_description("Pictures a tenant asked for").build();
+        let answers = meter.u64_observable_counter("janus.tenant.answers").with_callback(told(|usage| usage.answers));
+        answers.with_description("Answers a tenant asked for").build();
+        let bytes = meter.u64_observable_gauge("janus.tenant.kept").with_unit("By").with_callback(told(|usage| usage.bytes));
+        bytes.with_description("Results and blobs that are kept for a tenant").build();
     }
 
     /// Reads what a predecessor counted.

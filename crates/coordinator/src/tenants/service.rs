@@ -7,6 +7,7 @@ use janus_wire::v1::tenants_server::{Tenants as Service, TenantsServer};
 use janus_wire::v1::{self, Tenant};
 use tonic::{Response, Status};
 
+use super::audit::told;
 use super::*;
 
 /// Most tenants, most keys of one, and most folders of one.
@@ -35,14 +36,15 @@ impl Tenants {
     }
 
     /// Changes a tenant that exists; nobody else's change at the same time is lost.
-    async fn change(&self, name: &str, change: impl Fn(&mut Stored)) -> Result<Tenant, Status> {
-        let (store, _) = self.kept()?;
+    async fn change(&self, by: &str, verb: &str, name: &str, change: impl Fn(&mut Stored)) -> Result<Tenant, Status> {
+        let (store, keys) = self.kept()?;
         for _ in 0..TRIES {
             let found = self.stored(name).await?;
             let (entry, mut tenant) = found.ok_or_else(|| Status::not_found(format!("there is no tenant `{name}`")))?;
             change(&mut tenant);
             let txn = Txn::new().if_version(&entry.key, entry.version).put(&entry.key, encode(&tenant)?);
-            if let Committed::Done { .. } = store.commit(txn).await.map_err(away)? {
+            if let Committed::Done { .. } = store.commit(told(txn, keys, by, verb, name)).await.map_err(away)? {
+                tracing::warn!(target: "audit", by, tenant = name, "tenant {verb}");
                 return Ok(tenant.shown(name));
             }
         }
@@ -71,7 +73,8 @@ impl Service for Tenants {
         };
         stored.set(&tenant);
         let key = by_name(keys, &tenant.name);
-        match store.commit(Txn::new().if_absent(&key).put(&key, encode(&stored)?)).await.map_err(away)? {
+        let txn = Txn::new().if_absent(&key).put(&key, encode(&stored)?);
+        match store.commit(told(txn, keys, &by, "created", &tenant.name)).await.map_err(away)? {
             Committed::Done { .. } => {
                 tracing::warn!(target: "audit", by, tenant = tenant.name, "tenant created");
                 Ok(Response::new(v1::CreateTenantResponse { tenant: Some(stored.shown(&tenant.name)), api_key }))
@@ -84,8 +87,7 @@ impl Service for Tenants {
         let by = operator(&request)?;
         let tenant = request.into_inner().tenant.unwrap_or_default();
         check(&tenant)?;
-        let changed = self.change(&tenant.name, |stored| stored.set(&tenant)).await?;
-        tracing::warn!(target: "audit", by, tenant = tenant.name, "tenant changed");
+        let changed = self.change(&by, "changed", &tenant.name, |stored| stored.set(&tenant)).await?;
         Ok(Response::new(changed))
     }
 
@@ -104,7 +106,7 @@ impl Service for Tenants {
         }
         let (api_key, digest) = new_key()?;
         let now = now_unix_ms();
-        self.change(&name, |stored| {
+        self.change(&by, "rotated", &name, |stored| {
             let end = now + 1000 * grace_seconds;
             stored.keys.values_mut().for_each(|until| *until = Some(until.map_or(end, |until| until.min(end))));
             stored.keys.retain(|_, until| until.is_none_or(|until| until > now));
@@ -114,15 +116,13 @@ impl Service for Tenants {
             stored.keys.insert(digest.clone(), None);
         })
         .await?;
-        tracing::warn!(target: "audit", by, tenant = name, grace_seconds, "key rotated");
         Ok(Response::new(v1::RotateTenantResponse { api_key }))
     }
 
     async fn revoke(&self, request: Request<v1::RevokeTenantRequest>) -> Result<Response<Tenant>, Status> {
         let by = operator(&request)?;
         let name = request.into_inner().name;
-        let tenant = self.change(&name, |stored| stored.keys.clear()).await?;
-        tracing::warn!(target: "audit", by, tenant = name, "keys revoked");
+        let tenant = self.change(&by, "revoked", &name, |stored| stored.keys.clear()).await?;
         Ok(Response::new(tenant))
     }
 
@@ -139,10 +139,26 @@ impl Service for Tenants {
             rows: usage.rows,
             pictures: usage.pictures,
             answers: usage.answers,
+            bytes: usage.bytes,
             ..v1::TenantUsage::default()
         };
         let tenants = self.meter().usages().filter(|(of, _)| shown(of)).map(as_shown).collect();
         Ok(Response::new(v1::TenantUsageResponse { tenants }))
+    }
+
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<v1::AuditResponse>, Status> {
+        operator(&request)?;
+        self.kept()?;
+        let last = match request.into_inner().last {
+            0 => 100,
+            last => last.min(10_000) as usize,
+        };
+        let shown = |(at_unix_ms, entry): (u64, audit::Entry)| {
+            let audit::Entry { by, verb, subject } = entry;
+            v1::AuditEntry { at_unix_ms, by, verb, subject }
+        };
+        let entries = self.audited(last).await.map_err(away)?.into_iter().map(shown).collect();
+        Ok(Response::new(v1::AuditResponse { entries }))
     }
 }
 

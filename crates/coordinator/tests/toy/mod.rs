@@ -64,10 +64,13 @@ struct Slot {
 /// A pipeline that accepts exactly what a stage accepts.
 #[derive(Default)]
 pub struct Toy {
-    /// Sometimes claims that features are gone.
+    /// Sometimes claims that features are gone, or does not copy what it is told to.
     forgetful: bool,
     slots: BTreeMap<u32, Slot>,
     newest: BTreeMap<u32, u32>,
+    /// Rows that were computed, and positions that were copied.
+    pub rows: usize,
+    pub copied: usize,
 }
 
 impl Toy {
@@ -103,6 +106,31 @@ impl Toy {
                     slot.branches.iter_mut().for_each(|b| b.truncate(*length as usize));
                     slot.rebuilding = true;
                 }
+                Op::Copy(copy) => {
+                    if self.forgetful && dice.roll(20) == 0 {
+                        continue;
+                    }
+                    let source = self.slots.get(&copy.from_slot).expect("an open slot to copy from");
+                    assert_eq!(copy.from_generation, source.generation);
+                    let there = &source.branches[copy.from_branch as usize];
+                    if there.len() < copy.length as usize {
+                        assert!(self.forgetful, "what is to be copied is not there");
+                        continue;
+                    }
+                    let prefix = there[..copy.length as usize].to_vec();
+                    let slot = self.slots.get_mut(&op.slot).expect("an open slot");
+                    assert_eq!(op.generation, slot.generation);
+                    assert!(slot.branches[copy.branch as usize].is_empty(), "what was fed is never replaced");
+                    self.copied += prefix.len();
+                    slot.branches[copy.branch as usize] = prefix;
+                }
+                Op::Keep(length) => {
+                    let slot = self.slots.get_mut(&op.slot).expect("an open slot");
+                    assert_eq!(op.generation, slot.generation);
+                    assert!(slot.branches.iter().all(|b| b.len() >= *length as usize), "more is kept than there is");
+                    slot.branches.iter_mut().for_each(|b| b.truncate(*length as usize));
+                    slot.capacity = *length as usize;
+                }
             }
         }
         let together: u32 = body.units.iter().filter(|u| u.positions > 1).map(|u| u.positions).sum();
@@ -114,7 +142,12 @@ impl Toy {
     fn unit(&mut self, unit: &Unit, dice: &mut Dice) -> UnitResult {
         let slot = self.slots.get_mut(&unit.slot).expect("an open slot");
         assert_eq!((slot.generation, slot.kind), (unit.generation, unit.kind()));
-        assert_eq!(unit.start as usize, slot.branches[0].len(), "a unit starts at its slot's length");
+        let length = slot.branches.iter().map(Vec::len).min().expect("a branch");
+        if unit.start as usize != length {
+            assert!(self.forgetful, "a unit starts at its slot's length");
+            let refused = "it starts elsewhere".to_owned();
+            return UnitResult { slot: unit.slot, generation: unit.generation, refused, ..UnitResult::default() };
+        }
         assert_eq!(unit.inputs.len(), slot.branches.len(), "half a pair");
         match unit.mode() {
             Mode::Decode => assert_eq!(unit.positions, 1),
@@ -127,13 +160,21 @@ impl Toy {
             result.refused = FEATURES_MISSING.to_owned();
             return result;
         }
+        let end = length + unit.positions as usize;
+        for (branch, input) in slot.branches.iter().zip(&unit.inputs) {
+            if ids_of(input).len() + branch.len().min(end) != end {
+                assert!(self.forgetful, "what was copied is left out, and nothing else");
+                result.refused = "it leaves out what is not here".to_owned();
+                return result;
+            }
+        }
         for (branch, input) in slot.branches.iter_mut().zip(&unit.inputs) {
             let ids = ids_of(input);
-            assert_eq!(ids.len(), unit.positions as usize);
+            self.rows += ids.len();
             branch.extend(ids);
             assert!(branch.len() <= slot.capacity, "more positions than were reserved");
         }
-        result.length = slot.branches[0].len() as u32;
+        result.length = end as u32;
         result.id = unit.sample.map(|index| draw(&slot.branches, &slot.sampling, index));
         result
     }

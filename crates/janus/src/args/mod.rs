@@ -492,9 +492,9 @@ pub(crate) struct EvalPaint {
     /// Weight of classifier-free guidance [default: the checkpoint's]
     #[arg(long, value_name = "W", value_parser = guidance)]
     pub(crate) cfg_weight: Option<f32>,
-    /// Requests at once
-    #[arg(long, value_name = "N", default_value = "4", value_parser = parallel)]
-    pub(crate) parallel: usize,
+    /// Requests at once [default: 4 in this process, a job at an endpoint that keeps jobs]
+    #[arg(long, value_name = "N", value_parser = parallel)]
+    pub(crate) parallel: Option<usize>,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -521,9 +521,9 @@ pub(crate) struct EvalAsk {
     /// A line that follows every question, like "Answer the question using a single word or phrase."
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) suffix: String,
-    /// Requests at once
-    #[arg(long, value_name = "N", default_value = "4", value_parser = parallel)]
-    pub(crate) parallel: usize,
+    /// Requests at once [default: 4 in this process, a job at an endpoint that keeps jobs]
+    #[arg(long, value_name = "N", value_parser = parallel)]
+    pub(crate) parallel: Option<usize>,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,

@@ -79,6 +79,15 @@ pub(crate) enum TenantsDeed {
     Usage {
         /// Its name [default: all]
         name: Option<String>,
+        /// Print comma-separated values with a header line
+        #[arg(long)]
+        csv: bool,
+    },
+    /// Say what operators did, the newest first
+    Audit {
+        /// So many entries
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        last: u32,
     },
 }
 

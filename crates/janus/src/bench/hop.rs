@@ -52,6 +52,12 @@ impl Compute for Clock {
     fn truncate(&mut self, _row_slot: usize, _length: usize) -> Result<(), String> {
         Ok(())
     }
+    fn copy(&mut self, _from: usize, _to: usize, _length: usize) -> Result<(), String> {
+        Ok(())
+    }
+    fn shrink(&mut self, _row_slot: usize, _length: usize) -> Result<(), String> {
+        Ok(())
+    }
     fn embed(&mut self, input: &Input, _features: &Features, out: &mut Vec<f32>) -> Result<(), String> {
         for piece in &input.pieces {
             if let Some(piece::Piece::Image(ids)) = &piece.piece {
@@ -161,7 +167,7 @@ fn unit(slot: u32, start: u32) -> Unit {
         positions: 1,
         inputs: vec![input(), input()],
         sample: Some(start),
-        refused: String::new(),
+        ..Unit::default()
     }
 }
 

@@ -6,15 +6,19 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use janus_wire::v1;
+use janus_model::image::{Limits, Orientation, Rgb8};
+use janus_wire::v1::{self, job_item};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::crew;
+use super::job::{self, Errand, Made};
 use super::prompts::{self, Prompt};
 use super::questions::{self, answer_files};
 use crate::args::{Asking, EvalAsk, EvalPaint};
 use crate::failure::{Failure, Outcome};
+use crate::jobs::client::Client;
 use crate::local::Needs;
 use crate::session::Session;
 use crate::{ask, output, terminal};
@@ -23,6 +27,10 @@ use crate::{ask, output, terminal};
 const GENEVAL_SAMPLES: usize = 4;
 /// In a folder of pictures: what they were painted with.
 const SETTINGS: &str = "janus-eval.json";
+/// Beside them, or behind the name of the file of answers: which job makes them.
+const MEMORY: &str = "janus-eval.job";
+/// Requests at once.
+const PARALLEL: usize = 4;
 
 /// Results of other settings are not mixed with these.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,6 +63,7 @@ pub(crate) fn paint(args: EvalPaint, geneval: bool) -> Outcome {
     let count = args.count.unwrap_or(if geneval { GENEVAL_SAMPLES } else { 1 });
     let read = if geneval { prompts::geneval } else { prompts::pictures };
     let mut prompts = read(&args.prompts, count)?;
+    let work = digest(prompts.iter().map(|prompt| json!([prompt.text, prompt.pictures])));
     prompts.truncate(args.limit.unwrap_or(usize::MAX));
     fs::create_dir_all(&args.to).map_err(|e| cannot(&args.to, &e))?;
 
@@ -79,6 +88,14 @@ pub(crate) fn paint(args: EvalPaint, geneval: bool) -> Outcome {
     let missing: Vec<(usize, &Prompt)> =
         prompts.iter().filter_map(|prompt| Some((first_missing(&args.to, prompt)?, prompt))).collect();
     let to_paint: usize = missing.iter().map(|(first, prompt)| prompt.pictures.len() - first).sum();
+    if args.parallel.is_none()
+        && let Some(mut client) = job::client(&args.compute)?
+    {
+        let memory = args.to.join(MEMORY);
+        drop(session);
+        while !paint_by_job(&mut client, &memory, &work, &args.to, &prompts, &settings)? {}
+        return finish(args.json, &args.to, total, to_paint);
+    }
     let bar = terminal::bar(total, "pictures");
     bar.set_position((total - to_paint) as u64);
     let work = |session: &mut Session, (first, prompt): &(usize, &Prompt)| {
@@ -93,25 +110,75 @@ pub(crate) fn paint(args: EvalPaint, geneval: bool) -> Outcome {
         };
         Ok(session.paint(request, |_, _| {})?.1)
     };
-    crew::each(&mut session, args.parallel, &missing, work, |i, painted| {
+    crew::each(&mut session, args.parallel.unwrap_or(PARALLEL), &missing, work, |i, painted| {
         let (first, prompt) = missing[i];
-        let paths: Vec<PathBuf> = prompt.pictures[first..].iter().map(|picture| args.to.join(picture)).collect();
-        let beside = prompt.beside.as_ref().map(|(path, text)| (args.to.join(path), text));
-        for path in paths.iter().chain(beside.iter().map(|(path, _)| path)) {
-            let folder = path.parent().unwrap_or(&args.to);
-            fs::create_dir_all(folder).map_err(|e| cannot(folder, &e))?;
-        }
-        if let Some((path, text)) = beside {
-            output::write_whole(&path, text.as_bytes())?;
-        }
-        for (path, painted) in paths.iter().zip(&painted) {
-            output::write_picture(path, &painted.picture)?;
+        for (picture, painted) in (first..).zip(&painted) {
+            keep(&args.to, prompt, picture, &painted.picture)?;
             bar.inc(1);
         }
         Ok(())
     })?;
     bar.finish_and_clear();
     finish(args.json, &args.to, total, to_paint)
+}
+
+/// Writes a picture of a prompt, and what goes with it.
+fn keep(to: &Path, prompt: &Prompt, picture: usize, painted: &Rgb8) -> Outcome {
+    let path = to.join(&prompt.pictures[picture]);
+    let beside = prompt.beside.as_ref().map(|(path, text)| (to.join(path), text));
+    for path in [&path].into_iter().chain(beside.iter().map(|(path, _)| path)) {
+        let folder = path.parent().unwrap_or(to);
+        fs::create_dir_all(folder).map_err(|e| cannot(folder, &e))?;
+    }
+    if let Some((path, text)) = beside {
+        output::write_whole(&path, text.as_bytes())?;
+    }
+    output::write_picture(&path, painted)
+}
+
+/// Has a job paint what is missing; false if there is more to do.
+fn paint_by_job(
+    client: &mut Client,
+    memory: &Path,
+    work: &str,
+    to: &Path,
+    prompts: &[Prompt],
+    settings: &Settings,
+) -> Outcome<bool> {
+    let mut items = Vec::new();
+    for (i, prompt) in prompts.iter().enumerate() {
+        let Some(first) = first_missing(to, prompt) else { continue };
+        let work = v1::PaintItem {
+            prompt: prompt.text.clone(),
+            n: (prompt.pictures.len() - first) as u32,
+            seed: settings.seed.wrapping_add(first as u64),
+            cfg_weight: settings.cfg_weight,
+            temperature: Some(settings.temperature),
+        };
+        items.push(v1::JobItem { id: format!("{i} from {first}"), work: Some(job_item::Work::Paint(work)) });
+    }
+    if items.is_empty() {
+        return Ok(true);
+    }
+    job::run(client, Errand { memory, work, items, pictures: Vec::new() }, |made: Made<'_>| {
+        let strange = || Failure::Broken(format!("the job has an item `{}`, which is none of ours", made.id));
+        let (i, first) = made.id.split_once(" from ").ok_or_else(strange)?;
+        let (i, first): (usize, usize) = (i.parse().map_err(|_| strange())?, first.parse().map_err(|_| strange())?);
+        // One that an earlier run asked for, and this one does not.
+        let Some(prompt) = prompts.get(i) else { return Ok(()) };
+        let picture = first + made.index;
+        if prompt.pictures.get(picture).is_none_or(|path| to.join(path).exists()) {
+            return Ok(());
+        }
+        let painted = janus_model::image::decode(made.png, Orientation::Ignore, &Limits::default())?;
+        keep(to, prompt, picture, &painted)
+    })
+}
+
+/// Of all that is to be done, so that it is known again.
+fn digest(parts: impl Iterator<Item = serde_json::Value>) -> String {
+    let hash = parts.fold(Sha256::new(), |hash, part| hash.chain_update(part.to_string()).chain_update("\n"));
+    janus_wire::hello::hex(&hash.finalize())
 }
 
 /// Pictures are made in order, so the first one that is absent says how far it came.
@@ -122,6 +189,7 @@ fn first_missing(to: &Path, prompt: &Prompt) -> Option<usize> {
 /// Answers a benchmark's questions.
 pub(crate) fn answer(args: EvalAsk, kind: Asking) -> Outcome {
     let mut questions = questions::questions(kind, &args.questions)?;
+    let work = digest(questions.iter().map(|question| json!([question.text, question.picture])));
     questions.truncate(args.limit.unwrap_or(usize::MAX));
     if kind != Asking::Mme && args.to.exists() {
         return Err(Failure::mistake(format!("--to {}: it is there already; give another name", args.to.display())));
@@ -149,29 +217,22 @@ pub(crate) fn answer(args: EvalAsk, kind: Asking) -> Outcome {
     };
     let mut journal = Journal::open(&args.to, &settings)?;
     let missing: Vec<usize> = (0..questions.len()).filter(|i| !journal.answers.contains_key(i)).collect();
-    let bar = terminal::bar(questions.len(), "answers");
-    bar.set_position((questions.len() - missing.len()) as u64);
-    let work = |session: &mut Session, &i: &usize| {
-        let question = &questions[i];
-        let image =
-            v1::Image { data: output::read_picture(&args.images.join(&question.picture))?.into(), ..v1::Image::default() };
-        let text = match args.suffix.is_empty() {
-            true => question.text.clone(),
-            false => format!("{}\n{}", question.text, args.suffix),
-        };
-        let request = v1::ChatRequest {
-            messages: vec![ask::question(text, vec![image])],
-            max_tokens: settings.max_tokens,
-            temperature: Some(settings.temperature),
-            ..v1::ChatRequest::default()
-        };
-        Ok(session.ask(request, |_| {})?.1.text.trim().to_owned())
+    let asked = |i: usize| match args.suffix.is_empty() {
+        true => questions[i].text.clone(),
+        false => format!("{}\n{}", questions[i].text, args.suffix),
     };
-    crew::each(&mut session, args.parallel, &missing, work, |i, answer| {
-        bar.inc(1);
-        journal.add(missing[i], answer)
-    })?;
-    bar.finish_and_clear();
+    let picture = |i: usize| args.images.join(&questions[i].picture);
+    let by_job = if args.parallel.is_none() { job::client(&args.compute)? } else { None };
+    match by_job {
+        Some(mut client) => {
+            drop(session);
+            let memory = Journal::beside(&args.to, ".job");
+            while !answer_by_job(&mut client, &memory, &work, &mut journal, questions.len(), &settings, (&asked, &picture))?
+            {
+            }
+        }
+        None => answer_here(&mut session, args.parallel, &missing, &mut journal, &settings, (&asked, &picture))?,
+    }
     let answers: Vec<String> = journal.answers.values().take(questions.len()).cloned().collect();
     for (path, text) in answer_files(kind, &args.to, &questions, &answers) {
         if kind == Asking::Mme {
@@ -181,6 +242,73 @@ pub(crate) fn answer(args: EvalAsk, kind: Asking) -> Outcome {
     }
     journal.remove()?;
     finish(args.json, &args.to, questions.len(), missing.len())
+}
+
+/// A question's text, and its picture's file.
+type Questions<'a> = (&'a (dyn Fn(usize) -> String + Sync), &'a (dyn Fn(usize) -> PathBuf + Sync));
+
+/// Answers by requests of this process.
+fn answer_here(
+    session: &mut Session,
+    parallel: Option<usize>,
+    missing: &[usize],
+    journal: &mut Journal,
+    settings: &Settings,
+    (text, picture): Questions<'_>,
+) -> Outcome {
+    let bar = terminal::bar(journal.answers.len() + missing.len(), "answers");
+    bar.set_position(journal.answers.len() as u64);
+    let work = |session: &mut Session, &i: &usize| {
+        let image = v1::Image { data: output::read_picture(&picture(i))?.into(), ..v1::Image::default() };
+        let request = v1::ChatRequest {
+            messages: vec![ask::question(text(i), vec![image])],
+            max_tokens: settings.max_tokens,
+            temperature: Some(settings.temperature),
+            ..v1::ChatRequest::default()
+        };
+        Ok(session.ask(request, |_| {})?.1.text.trim().to_owned())
+    };
+    crew::each(session, parallel.unwrap_or(PARALLEL), missing, work, |i, answer| {
+        bar.inc(1);
+        journal.add(missing[i], answer)
+    })?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Has a job answer what is missing; false if there is more to do.
+fn answer_by_job(
+    client: &mut Client,
+    memory: &Path,
+    work: &str,
+    journal: &mut Journal,
+    total: usize,
+    settings: &Settings,
+    (text, picture): Questions<'_>,
+) -> Outcome<bool> {
+    let missing: Vec<usize> = (0..total).filter(|i| !journal.answers.contains_key(i)).collect();
+    if missing.is_empty() {
+        return Ok(true);
+    }
+    let item = |&i: &usize| {
+        let ask = v1::AskItem {
+            question: text(i),
+            max_tokens: settings.max_tokens,
+            temperature: Some(settings.temperature),
+            ..v1::AskItem::default()
+        };
+        v1::JobItem { id: i.to_string(), work: Some(job_item::Work::Ask(ask)) }
+    };
+    let items = missing.iter().map(item).collect();
+    let pictures = missing.iter().map(|&i| picture(i)).collect();
+    job::run(client, Errand { memory, work, items, pictures }, |made: Made<'_>| {
+        let strange = || Failure::Broken(format!("the job has an item `{}`, which is none of ours", made.id));
+        let i: usize = made.id.parse().map_err(|_| strange())?;
+        match journal.answers.contains_key(&i) {
+            true => Ok(()),
+            false => journal.add(i, made.text.unwrap_or_default().trim().to_owned()),
+        }
+    })
 }
 
 fn finish(json: bool, to: &Path, total: usize, made: usize) -> Outcome {
@@ -199,10 +327,15 @@ struct Journal {
 }
 
 impl Journal {
-    fn open(to: &Path, settings: &Settings) -> Outcome<Journal> {
+    /// The name of the answers with this end.
+    fn beside(to: &Path, end: &str) -> PathBuf {
         let mut path = to.as_os_str().to_owned();
-        path.push(".progress");
-        let path = PathBuf::from(path);
+        path.push(end);
+        PathBuf::from(path)
+    }
+
+    fn open(to: &Path, settings: &Settings) -> Outcome<Journal> {
+        let path = Journal::beside(to, ".progress");
         let mut file = File::options().create(true).read(true).append(true).open(&path).map_err(|e| cannot(&path, &e))?;
         let mut lines = BufReader::new(&file).lines().map_while(Result::ok);
         let mut answers = BTreeMap::new();

@@ -16,6 +16,7 @@ mod drive;
 mod files;
 #[cfg(test)]
 mod fixtures;
+mod job;
 mod layout;
 mod look;
 mod prompts;

@@ -84,7 +84,7 @@ fn path_of(line: &str) -> Outcome<Option<PathBuf>> {
 }
 
 /// Fetches results from line `at` on, which moves with them. False if the stream broke on the way, after some.
-async fn fetch(
+pub(crate) async fn fetch(
     client: &mut Client,
     job: &str,
     at: &mut u64,

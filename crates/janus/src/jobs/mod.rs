@@ -1,8 +1,8 @@
 //! `janus jobs`: work that nobody waits for, and what callers do with it.
 
-mod client;
-mod download;
-mod items;
+pub(crate) mod client;
+pub(crate) mod download;
+pub(crate) mod items;
 pub(crate) mod kept;
 
 use std::io::IsTerminal;
@@ -177,7 +177,7 @@ fn verdict(job: &Job) -> Outcome {
 }
 
 /// Follows a job to its end with a bar, or with a line of JSON for every change.
-async fn watch(client: &mut Client, id: &str, json: bool) -> Outcome<Job> {
+pub(crate) async fn watch(client: &mut Client, id: &str, json: bool) -> Outcome<Job> {
     let bar = bar();
     let mut broken = Ok(());
     let watched = client.follow(id, |job| {
@@ -245,7 +245,7 @@ fn submit(args: Submit) -> Outcome {
 }
 
 /// A key of its own: so a job whose answer was lost with the coordinator is not made twice.
-fn fresh_key() -> String {
+pub(crate) fn fresh_key() -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format!("cli-{}-{}", std::process::id(), now.as_nanos())
 }
@@ -393,7 +393,7 @@ fn prost_len(item: &v1::JobItem) -> usize {
 }
 
 /// Sends a file that questions are about.
-async fn put_blob(client: &mut Client, blob: &items::Blob) -> Outcome {
+pub(crate) async fn put_blob(client: &mut Client, blob: &items::Blob) -> Outcome {
     let data = std::fs::read(&blob.path).map_err(|e| Failure::mistake(format!("{}: {e}", blob.path.display())))?;
     let data = bytes::Bytes::from(data);
     let answer = client

@@ -158,6 +158,16 @@ impl LlamaRange {
         Ok(self.cache.truncate(slot, length)?)
     }
 
+    /// Gives slot `to` the first `length` positions of slot `from`, bit for bit.
+    pub fn copy(&mut self, from: SlotId, to: SlotId, length: usize) -> Result<()> {
+        Ok(self.cache.copy(from, to, length)?)
+    }
+
+    /// Forgets all positions from `length` on, and gives their memory back: no more can follow.
+    pub fn shrink(&mut self, slot: SlotId, length: usize) -> Result<()> {
+        Ok(self.cache.shrink(slot, length)?)
+    }
+
     /// Fills a slot up to `length` positions with arbitrary keys and values: for measuring a step at some context without
     /// computing the context.
     pub fn pretend(&mut self, slot: SlotId, length: usize) -> Result<()> {

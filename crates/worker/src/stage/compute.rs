@@ -35,6 +35,10 @@ pub trait Compute: Send + 'static {
     fn close(&mut self, row_slot: usize);
     /// Forgets positions from `length` on.
     fn truncate(&mut self, row_slot: usize, length: usize) -> Result<(), String>;
+    /// Gives row slot `to` the first `length` positions of row slot `from`.
+    fn copy(&mut self, from: usize, to: usize, length: usize) -> Result<(), String>;
+    /// Forgets positions from `length` on and gives their memory back.
+    fn shrink(&mut self, row_slot: usize, length: usize) -> Result<(), String>;
     /// First stage: appends the rows of one branch to `out`.
     fn embed(&mut self, input: &Input, features: &Features, out: &mut Vec<f32>) -> Result<(), String>;
     /// Runs the layers over the rows of all spans in place.
@@ -150,6 +154,14 @@ impl Compute for ModelCompute {
 
     fn truncate(&mut self, row_slot: usize, length: usize) -> Result<(), String> {
         self.llm.truncate(row_slot, length).map_err(|e| e.to_string())
+    }
+
+    fn copy(&mut self, from: usize, to: usize, length: usize) -> Result<(), String> {
+        self.llm.copy(from, to, length).map_err(|e| e.to_string())
+    }
+
+    fn shrink(&mut self, row_slot: usize, length: usize) -> Result<(), String> {
+        self.llm.shrink(row_slot, length).map_err(|e| e.to_string())
     }
 
     fn embed(&mut self, input: &Input, features: &Features, out: &mut Vec<f32>) -> Result<(), String> {

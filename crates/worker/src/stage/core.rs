@@ -11,8 +11,8 @@ use janus_wire::v1::{
 use super::Features;
 use super::compute::{Compute, SampleJob, branches};
 
-/// Operations on one slot in one frame.
-const OPERATIONS: usize = 4;
+/// Operations on one slot in one frame: kept, closed, opened, truncated, and two branches copied.
+const OPERATIONS: usize = 6;
 
 /// The reason a coordinator reacts to by having the picture encoded again.
 pub const FEATURES_MISSING: &str = "the picture's features are not here";
@@ -23,7 +23,8 @@ struct Slot {
     generation: u32,
     kind: Kind,
     capacity: usize,
-    length: usize,
+    /// Positions each branch holds. They differ while one has copied more than the other and has not been overtaken.
+    lengths: [usize; 2],
     sampling: Sampling,
     /// Set by an explicit truncate; only then may positions be replayed.
     rebuilding: bool,
@@ -32,6 +33,20 @@ struct Slot {
     prompt: usize,
     /// At a first stage: ids fed after the prompt.
     log: Vec<u32>,
+    /// Its unit is over; it is only copied from.
+    kept: bool,
+}
+
+impl Slot {
+    /// Positions that all branches hold: the next unit begins there.
+    fn length(&self) -> usize {
+        self.lengths[..branches(self.kind)].iter().copied().min().unwrap_or_default()
+    }
+
+    /// Of `positions` from there on, how many branch `branch` holds already.
+    fn held(&self, branch: usize, positions: usize) -> usize {
+        (self.lengths[branch] - self.length()).min(positions)
+    }
 }
 
 /// Counters of everything a stage has seen.
@@ -85,14 +100,14 @@ impl<C: Compute> StageCore<C> {
         self.counters
     }
 
-    /// Slots in use.
+    /// Slots of units.
     pub fn open_slots(&self) -> usize {
-        self.slots.iter().flatten().count()
+        self.slots.iter().flatten().filter(|slot| !slot.kept).count()
     }
 
     /// Positions held, over all rows.
     pub fn positions(&self) -> usize {
-        self.slots.iter().flatten().map(|slot| slot.length * branches(slot.kind)).sum()
+        self.slots.iter().flatten().flat_map(|slot| &slot.lengths[..branches(slot.kind)]).sum()
     }
 
     /// Frees everything: a new epoch of a pipeline begins.
@@ -136,12 +151,12 @@ impl<C: Compute> StageCore<C> {
             if slot.generation != *newest {
                 return Some("a slot is open in an old generation");
             }
-            if slot.length > slot.capacity {
+            if slot.lengths[..branches(slot.kind)].iter().any(|length| *length > slot.capacity) {
                 return Some("a slot holds more than was reserved");
             }
             // Every position after the prompt came from an id that was drawn.
-            let kept = if self.first() && !slot.key.is_empty() { slot.length.saturating_sub(slot.prompt) } else { 0 };
-            if slot.log.len() != kept {
+            let logged = if self.first() && !slot.key.is_empty() { slot.length().saturating_sub(slot.prompt) } else { 0 };
+            if slot.log.len() != logged {
                 return Some("a token log and its slot differ in length");
             }
         }
@@ -174,7 +189,7 @@ impl<C: Compute> StageCore<C> {
                 body.epoch
             )));
         }
-        // A slot has one unit of a frame, and is truncated, closed and opened at most once; more only costs time.
+        // A slot has one unit of a frame, and each operation at most once; more only costs time.
         let most = self.slots.len();
         if body.units.len() > most || body.slots.len() > OPERATIONS * most {
             let (units, slots) = (body.units.len(), body.slots.len());
@@ -193,7 +208,7 @@ impl<C: Compute> StageCore<C> {
         let hidden = self.compute.hidden();
         let mut incoming = Vec::new();
         frame::read_rows(activations, &mut incoming)?;
-        let width = |unit: &Unit| unit.positions as usize * branches(unit.kind()) * hidden;
+        let width = |unit: &Unit| frame::rows(unit) * hidden;
         let expected: usize = match self.first() {
             true => 0,
             false => body.units.iter().filter(|u| u.refused.is_empty()).map(width).sum(),
@@ -241,10 +256,13 @@ impl<C: Compute> StageCore<C> {
         for unit in body.units.iter_mut().filter(|u| u.refused.is_empty()) {
             let inputs = std::mem::take(&mut unit.inputs);
             if let Some(slot) = &mut self.slots[unit.slot as usize] {
+                // Only a prompt's positions are ever copied, so no input of the log is left out.
+                let from = slot.lengths[0];
+                let end = slot.length() + unit.positions as usize;
                 if let Some(input) = inputs.first().filter(|_| !slot.key.is_empty()) {
-                    slot.log.extend(logged(input, slot.prompt.saturating_sub(slot.length)));
+                    slot.log.extend(logged(input, slot.prompt.saturating_sub(from)));
                 }
-                slot.length += unit.positions as usize;
+                slot.lengths.iter_mut().for_each(|length| *length = end.max(*length));
                 slot.rebuilding &= unit.mode() == Mode::Replay;
             }
         }
@@ -283,27 +301,63 @@ impl<C: Compute> StageCore<C> {
                     generation: op.generation,
                     kind,
                     capacity,
-                    length: 0,
+                    lengths: [0; 2],
                     sampling,
                     rebuilding: false,
                     key: open.key.clone(),
                     prompt: open.prompt as usize,
                     log: Vec::new(),
+                    kept: false,
                 });
                 Ok(())
             }
             Some(Op::Truncate(length)) => {
-                let slot = self.slots[index].as_mut().filter(|s| s.generation == op.generation);
-                let slot = slot.ok_or("it is not open in this generation")?;
+                let slot = self.open_slot(op)?;
                 let length = *length as usize;
-                if length > slot.length {
-                    return Err(format!("it holds {} positions, fewer than {length}", slot.length));
+                if length > slot.length() {
+                    return Err(format!("it holds {} positions, fewer than {length}", slot.length()));
                 }
                 let kind = slot.kind;
-                slot.length = length;
+                slot.lengths = [length; 2];
                 slot.log.truncate(length.saturating_sub(slot.prompt));
                 slot.rebuilding = true;
                 (0..branches(kind)).try_for_each(|b| self.compute.truncate(2 * index + b, length))
+            }
+            Some(Op::Copy(copy)) => {
+                let (branch, from_branch) = (copy.branch as usize, copy.from_branch as usize);
+                let (from, length) = (copy.from_slot as usize, copy.length as usize);
+                let source = self.slots.get(from).and_then(Option::as_ref);
+                let source = source.filter(|s| s.generation == copy.from_generation && from_branch < branches(s.kind));
+                let there = source.ok_or("what it is to copy is not open in this generation")?.lengths[from_branch];
+                let slot = self.open_slot(op)?;
+                if from == index || branch >= branches(slot.kind) {
+                    return Err(format!("branch {branch} cannot be copied to"));
+                }
+                if length > there {
+                    return Err(format!("slot {from} holds {there} positions, fewer than {length}"));
+                }
+                // What was fed is never replaced, and what was drawn never copied.
+                let logged = !slot.key.is_empty() && length > slot.prompt;
+                if slot.lengths[branch] > 0 || logged || length > slot.capacity {
+                    return Err(format!("it does not take {length} copied positions"));
+                }
+                self.compute.copy(2 * from + from_branch, 2 * index + branch, length)?;
+                if let Some(slot) = &mut self.slots[index] {
+                    slot.lengths[branch] = length;
+                }
+                Ok(())
+            }
+            Some(Op::Keep(length)) => {
+                let slot = self.open_slot(op)?;
+                let length = *length as usize;
+                if length > slot.length() {
+                    return Err(format!("it holds {} positions, fewer than {length}", slot.length()));
+                }
+                let kind = slot.kind;
+                (slot.lengths, slot.capacity, slot.kept) = ([length; 2], length, true);
+                // Nobody goes on with it.
+                (slot.key, slot.log) = (String::new(), Vec::new());
+                (0..branches(kind)).try_for_each(|b| self.compute.shrink(2 * index + b, length))
             }
             Some(Op::Close(_)) => {
                 if place.as_ref().is_some_and(|slot| slot.generation == op.generation) {
@@ -313,6 +367,12 @@ impl<C: Compute> StageCore<C> {
             }
             None => Err("the operation is unknown".to_owned()),
         }
+    }
+
+    /// The slot of an operation, open in its generation.
+    fn open_slot(&mut self, op: &SlotOp) -> Result<&mut Slot, String> {
+        let slot = self.slots.get_mut(op.slot as usize).and_then(Option::as_mut);
+        slot.filter(|s| s.generation == op.generation).ok_or_else(|| "it is not open in this generation".to_owned())
     }
 
     fn free(&mut self, index: usize) {
@@ -334,8 +394,9 @@ impl<C: Compute> StageCore<C> {
         if doubled {
             return Err("its slot is twice in one frame".to_owned());
         }
-        if unit.start as usize != slot.length {
-            return Err(format!("it starts at {}, the slot holds {} positions", unit.start, slot.length));
+        let length = slot.length();
+        if unit.start as usize != length {
+            return Err(format!("it starts at {}, the slot holds {length} positions", unit.start));
         }
         let most = match unit.mode() {
             Mode::Decode => 1,
@@ -348,17 +409,32 @@ impl<C: Compute> StageCore<C> {
         if positions == 0 || positions > most {
             return Err(format!("it has {positions} positions; {:?} takes 1 to {most}", unit.mode()));
         }
-        if slot.length + positions > slot.capacity {
+        if length + positions > slot.capacity {
             return Err(format!("the slot has room for {} positions", slot.capacity));
+        }
+        if ![0, branches(slot.kind)].contains(&unit.held.len()) {
+            return Err(format!("it leaves out positions of {} branches", unit.held.len()));
+        }
+        for branch in 0..branches(slot.kind) {
+            let (said, held) = (frame::held(unit, branch), slot.held(branch, positions));
+            if said != held {
+                return Err(format!("it leaves out {said} positions of branch {branch}, which holds {held} of them"));
+            }
+            if unit.sample.is_some() && held == positions {
+                return Err(format!("an id is asked for, but branch {branch} has no row"));
+            }
         }
         let wanted = if self.first() { branches(slot.kind) } else { 0 };
         if unit.inputs.len() != wanted {
             return Err(format!("it has {} branches of input, {:?} takes {wanted} here", unit.inputs.len(), slot.kind));
         }
-        match unit.inputs.iter().find(|input| length(input) != positions) {
-            Some(input) => Err(format!("a branch has {} positions, the unit {positions}", length(input))),
-            None => Ok(()),
+        for (branch, input) in unit.inputs.iter().enumerate() {
+            let (found, wanted) = (input_length(input), positions - slot.held(branch, positions));
+            if found != wanted {
+                return Err(format!("branch {branch} has {found} positions of input, not {wanted}"));
+            }
         }
+        Ok(())
     }
 
     fn rows_of(&mut self, unit: &Unit, came: &[f32], features: &Features, rows: &mut Vec<f32>) -> Result<(), String> {
@@ -371,11 +447,11 @@ impl<C: Compute> StageCore<C> {
 
     fn plan(&self, unit: &Unit, spans: &mut Vec<Span>) {
         for branch in 0..branches(unit.kind()) {
-            spans.push(Span {
-                slot: 2 * unit.slot as usize + branch,
-                start: unit.start as usize,
-                rows: unit.positions as usize,
-            });
+            let held = frame::held(unit, branch);
+            let (start, rows) = (unit.start as usize + held, unit.positions as usize - held);
+            if rows > 0 {
+                spans.push(Span { slot: 2 * unit.slot as usize + branch, start, rows });
+            }
         }
     }
 
@@ -394,14 +470,12 @@ impl<C: Compute> StageCore<C> {
         let (mut jobs, mut ends) = (Vec::new(), Vec::new());
         let mut at = 0;
         for unit in body.units.iter().filter(|u| u.refused.is_empty()) {
-            let positions = unit.positions as usize;
             for branch in 0..branches(unit.kind()) {
-                let end = at + (branch + 1) * positions * hidden;
+                at += (unit.positions as usize - frame::held(unit, branch)) * hidden;
                 if unit.sample.is_some() {
-                    ends.extend_from_slice(&rows[end - hidden..end]);
+                    ends.extend_from_slice(&rows[at - hidden..at]);
                 }
             }
-            at += branches(unit.kind()) * positions * hidden;
             if let (Some(index), Some(slot)) = (unit.sample, &self.slots[unit.slot as usize]) {
                 jobs.push(SampleJob { kind: slot.kind, sampling: slot.sampling, index });
             }
@@ -412,7 +486,7 @@ impl<C: Compute> StageCore<C> {
         }
         let mut drawn = drawn.into_iter();
         let units = body.units.iter().map(|unit| {
-            let length = self.slots.get(unit.slot as usize).and_then(Option::as_ref).map_or(0, |s| s.length as u32);
+            let length = self.slots.get(unit.slot as usize).and_then(Option::as_ref).map_or(0, |s| s.length() as u32);
             let mut result =
                 UnitResult { slot: unit.slot, generation: unit.generation, length, id: None, refused: unit.refused.clone() };
             if unit.refused.is_empty() && unit.sample.is_some() {
@@ -451,7 +525,7 @@ fn logged(input: &Input, mut skip: usize) -> Vec<u32> {
 }
 
 /// Positions of an input.
-fn length(input: &Input) -> usize {
+fn input_length(input: &Input) -> usize {
     let piece = |piece: &janus_wire::v1::Piece| match &piece.piece {
         Some(Piece::Text(ids) | Piece::Image(ids)) => ids.ids.len(),
         Some(Piece::Features(span)) => span.count as usize,

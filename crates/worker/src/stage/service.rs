@@ -434,7 +434,7 @@ impl<C: Compute> Stage for StageService<C> {
         };
         *shared.place() = Some(Place { pipeline, epoch, output: Some(output), results, over });
         tracing::info!(pipeline, epoch, ?layers, "placed");
-        Ok(Response::new(v1::ConfigureResponse { hello: Some(shared.hello(pipeline, epoch)) }))
+        Ok(Response::new(v1::ConfigureResponse { hello: Some(shared.hello(pipeline, epoch)), copies: true }))
     }
 
     async fn link(&self, request: Request<Streaming<LinkMessage>>) -> Result<Response<Self::LinkStream>, Status> {
