@@ -53,6 +53,19 @@ impl Compute for Sums {
         kept.truncate(length);
         Ok(())
     }
+    fn copy(&mut self, from: usize, to: usize, length: usize) -> Result<(), String> {
+        assert_ne!(from, to);
+        let prefix = self.kept.get(&from).unwrap().1[..length].to_vec();
+        let (capacity, kept) = self.kept.get_mut(&to).unwrap();
+        assert!(kept.is_empty() && length <= *capacity);
+        *kept = prefix;
+        Ok(())
+    }
+    fn shrink(&mut self, slot: usize, length: usize) -> Result<(), String> {
+        self.truncate(slot, length)?;
+        self.kept.get_mut(&slot).unwrap().0 = length;
+        Ok(())
+    }
     fn embed(&mut self, input: &Input, _: &Features, out: &mut Vec<f32>) -> Result<(), String> {
         for piece in &input.pieces {
             match &piece.piece {
@@ -81,16 +94,15 @@ impl Compute for Sums {
         }
         Ok(())
     }
-    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32]) -> Vec<Result<u32, String>> {
+    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32], out: &mut Vec<Result<u32, String>>) {
         let mut rest = rows;
         let drawn = jobs.iter().map(|job| {
             let (mine, after) = rest.split_at(if job.kind == Kind::Pair { 2 } else { 1 });
             rest = after;
             Ok(mine[0] as u32 % 1024)
         });
-        let drawn = drawn.collect();
+        out.extend(drawn);
         assert!(rest.is_empty());
-        drawn
     }
     fn weight_bytes(&self) -> usize {
         0
@@ -121,7 +133,7 @@ fn unit(slot: u32, mode: Mode, start: u32, ids: &[u32]) -> Unit {
         positions: ids.len() as u32,
         inputs: vec![text(ids), text(ids)],
         sample: Some(0),
-        refused: String::new(),
+        ..Unit::default()
     }
 }
 
@@ -172,6 +184,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
         vec![open(), body(vec![], vec![unit(0, Mode::Decode, 3, &[9])]), body(vec![close], vec![])],
         vec![open(), body(vec![truncate], vec![unit(0, Mode::Replay, 1, &[2, 3]), unit(1, Mode::Prefill, 0, &[4])])],
     ];
+    let copy = |branch| slot_op::Copy { branch, from_slot: 0, from_generation: 1, from_branch: branch, length: 2 };
+    let copied = |branch| SlotOp { slot: 1, generation: 1, op: Some(slot_op::Op::Copy(copy(branch))) };
+    let keep = SlotOp { slot: 0, generation: 1, op: Some(slot_op::Op::Keep(2)) };
+    let shared = [
+        open(),
+        body(vec![copied(0), copied(1), keep], vec![unit(1, Mode::Prefill, 2, &[3])]),
+        body(vec![], vec![unit(1, Mode::Decode, 3, &[9])]),
+    ];
+    let steps = steps.into_iter().chain([shared.to_vec()]).collect::<Vec<_>>();
     let lengthened = |bodies: &Vec<FrameBody>| bodies.iter().flat_map(Message::encode_length_delimited_to_vec).collect();
     let mut seeds: Vec<Vec<u8>> = steps.iter().map(lengthened).collect();
     seeds.push(frame::seal(&open(), Bytes::new()).encode_to_vec());
