@@ -100,7 +100,7 @@ async fn prompts_that_are_kept_take_a_bounded_memory_and_change_no_bit() {
     let photo = std::fs::read(tiny("golden/images/rgb_64x64.png")).unwrap();
     let asks: Vec<Ask> = (0..40)
         .map(|i| match i % 4 {
-            0 => Ask::Chat(chat("What is in the picture?", &[photo.clone()], 5 + i % 3)),
+            0 => Ask::Chat(chat("What is in the picture?", std::slice::from_ref(&photo), 5 + i % 3)),
             1 => Ask::Chat(chat(&format!("What is a river, and what is {i}?"), &[], 5)),
             2 => Ask::Paint(paint("a red boat")),
             _ => {
