@@ -184,6 +184,6 @@ fn record_seeds() -> Vec<Vec<u8>> {
         tagged(1, serde_json::to_vec(&candidate).unwrap()),
         tagged(2, b"[]".to_vec()),
         tagged(3, admitted.encode_to_vec()),
-        tagged(4, PipelineLogs { logs: vec![log] }.encode_to_vec()),
+        tagged(4, PipelineLogs { logs: vec![log], ..PipelineLogs::default() }.encode_to_vec()),
     ]
 }

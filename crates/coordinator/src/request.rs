@@ -317,7 +317,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_joined_a_request_that_is_refused_hears_why() {
-        let requests = Requests::default();
+        let requests = Requests::new(KEEP);
         let join = || requests.join("a", [1; 32], || Record::new([1; 32], vec![7], &[], vec![]), |_, _| {});
         let Joined::New(first) = join() else { panic!("it is new") };
         let Joined::Known(second) = join() else { panic!("it is known") };
