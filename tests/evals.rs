@@ -16,7 +16,11 @@ use support::{binary, janus, names, text, tiny};
 use tempfile::{TempDir, tempdir};
 
 fn run(dir: &Path, args: &[&str]) -> Value {
-    support::json(dir, &[&["eval"], args, &["--json"]].concat())
+    let run = janus(dir, &[&["eval"], args, &["--json"]].concat());
+    assert_eq!(run.code, Some(0), "{args:?}: {run:?}");
+    // At an endpoint it says which job it is.
+    assert!(run.stderr.lines().all(|line| line.starts_with("janus: job ")), "{args:?}: {run:?}");
+    serde_json::from_str(&run.stdout).unwrap()
 }
 
 fn refused(dir: &Path, args: &[&str]) -> String {

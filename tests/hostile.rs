@@ -15,7 +15,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use client::{Ask, Numbers, paint};
-use inputs::{Answer, METHODS, hostile};
+use inputs::{Answer, METHODS, UNASKED, hostile};
 use janus_wire::v1::DescribeModelRequest;
 use janus_wire::v1::inference_client::InferenceClient;
 use served::Served;
@@ -67,11 +67,11 @@ async fn a_hundred_hostile_inputs_to_every_method_get_a_hundred_clear_errors() {
                 let answer = input.send(&served).await;
                 *codes.entry(answer.kind()).or_default() += 1;
                 assert!(answer.is_clear(method), "{method}, {what} (input {i}): {answer:?}");
-                refused += usize::from(!matches!(answer, Answer::Ok));
+                refused += usize::from(!matches!(answer, Answer::Ok) && !UNASKED.contains(&method));
             }
             codes
         };
-        let (codes, busy) = tokio::join!(attack, latency(&served, 100));
+        let (codes, busy) = tokio::join!(attack, latency(&served, 60));
         println!(
             "{method}: {codes:?}; others {:.1?} (p90 {:.1?}), before {:.1?} (p90 {:.1?})",
             busy.0, busy.1, quiet.0, quiet.1
@@ -79,7 +79,7 @@ async fn a_hundred_hostile_inputs_to_every_method_get_a_hundred_clear_errors() {
         // The attack computes on the same cores; more than that nobody may notice.
         assert!(busy.0 < 3 * quiet.0 + Duration::from_millis(50), "{method}: {busy:?}, before {quiet:?}");
     }
-    assert!(refused >= METHODS.len() * INPUTS * 9 / 10, "only {refused} were refused");
+    assert!(refused >= (METHODS.len() - UNASKED.len()) * INPUTS * 9 / 10, "only {refused} were refused");
     assert_eq!(picture(&served).await, expected);
     let grown = served.resident().saturating_sub(memory);
     println!("resident memory grew by {grown} kB");

@@ -32,6 +32,8 @@ mod membership;
 mod other;
 #[path = "process/soak.rs"]
 mod soak;
+#[path = "process/upgrade.rs"]
+mod upgrade;
 
 /// A number of seconds from the environment, or the one for CI.
 fn seconds(name: &str, ci: u64) -> std::time::Duration {

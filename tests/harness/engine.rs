@@ -160,7 +160,8 @@ pub fn run(engine: &mut Engine, requests: &[Request], plan: &Plan) -> Vec<Drawn>
             let (kind, sampling) = (requests[slot].kind, requests[slot].sampling);
             jobs.push(SampleJob { kind, sampling, index: progress[slot].ids.len() as u32 });
         }
-        let drawn = engine.stages.last_mut().unwrap().sample(&jobs, &last);
+        let mut drawn = Vec::new();
+        engine.stages.last_mut().unwrap().sample(&jobs, &last, &mut drawn);
         for (&slot, id) in due.iter().zip(drawn) {
             progress[slot].ids.push(id.unwrap());
             if progress[slot].ids.len() == requests[slot].count {

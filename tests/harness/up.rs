@@ -58,11 +58,16 @@ pub struct Part {
 impl Part {
     /// `janus ARGS`, its words kept in `dir`.
     pub fn start<A: AsRef<str>>(dir: &Path, title: &str, args: &[A]) -> Part {
+        Part::of(&binary(), dir, title, args)
+    }
+
+    /// The same with another program.
+    pub fn of<A: AsRef<str>>(program: &Path, dir: &Path, title: &str, args: &[A]) -> Part {
         let log = dir.join(format!("{title}.log"));
         let said = File::options().create(true).append(true).open(&log).unwrap();
         // Ends with the thread that started it, and so with the test, even if that is killed.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(binary()).args(args.iter().map(AsRef::as_ref));
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args.iter().map(AsRef::as_ref));
         command.env("PATH", path_with_etcd(dir)).env("JANUS_LOG", "info").env("MALLOC_ARENA_MAX", "2");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(said).process_group(0);
         let mut child = command.spawn().unwrap();

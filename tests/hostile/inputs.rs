@@ -12,8 +12,55 @@ use tonic_prost::prost::Message;
 use crate::client::{Numbers, header};
 use crate::served::Served;
 
-/// Every public method of a single process.
-pub const METHODS: [&str; 6] = ["GenerateImage", "Chat", "Tokenize", "Detokenize", "Cancel", "Describe"];
+/// Every public method. What a single process does not serve has to say so.
+pub const METHODS: [&str; 32] = [
+    "janus.v1.Inference/GenerateImage",
+    "janus.v1.Inference/Chat",
+    "janus.v1.Inference/Tokenize",
+    "janus.v1.Inference/Detokenize",
+    "janus.v1.Inference/Cancel",
+    "janus.v1.Inference/Describe",
+    "janus.v1.Jobs/PutBlob",
+    "janus.v1.Jobs/Create",
+    "janus.v1.Jobs/Get",
+    "janus.v1.Jobs/List",
+    "janus.v1.Jobs/Cancel",
+    "janus.v1.Jobs/Delete",
+    "janus.v1.Jobs/Watch",
+    "janus.v1.Jobs/Results",
+    "janus.v1.Blobs/Get",
+    "janus.v1.Blobs/Delete",
+    "janus.v1.Files/Create",
+    "janus.v1.Files/Get",
+    "janus.v1.Files/List",
+    "janus.v1.Files/Delete",
+    "janus.v1.Tenants/Create",
+    "janus.v1.Tenants/Update",
+    "janus.v1.Tenants/List",
+    "janus.v1.Tenants/Rotate",
+    "janus.v1.Tenants/Revoke",
+    "janus.v1.Tenants/Usage",
+    "janus.v1.Tenants/Audit",
+    "janus.v1.Cluster/Status",
+    "janus.v1.Cluster/Drain",
+    "janus.v1.Cluster/DescribeProblem",
+    "grpc.health.v1.Health/Check",
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+];
+
+/// Those that can be asked without saying anything, so that nonsense that nobody reads is no mistake.
+pub const UNASKED: [&str; 10] = [
+    "janus.v1.Inference/Describe",
+    "janus.v1.Jobs/List",
+    "janus.v1.Files/List",
+    "janus.v1.Tenants/List",
+    "janus.v1.Tenants/Usage",
+    "janus.v1.Tenants/Audit",
+    "janus.v1.Cluster/Status",
+    "janus.v1.Cluster/DescribeProblem",
+    "grpc.health.v1.Health/Check",
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+];
 
 /// No answer takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,7 +98,7 @@ impl Answer {
     /// Whether somebody who did this by mistake learns what was wrong. What a method of no parameters is sent need not be.
     pub fn is_clear(&self, method: &str) -> bool {
         match self {
-            Answer::Ok => method == "Describe",
+            Answer::Ok => UNASKED.contains(&method),
             Answer::Status(code, words) => {
                 use tonic::Code::*;
                 let code = tonic::Code::from(*code);
@@ -81,13 +128,15 @@ fn valid(method: &str) -> Vec<u8> {
         parts: vec![Part { part: Some(part::Part::Text("what?".to_owned())) }],
     }];
     match method {
-        "GenerateImage" => {
+        "janus.v1.Inference/GenerateImage" => {
             GenerateImageRequest { header: header(), prompt: "x".to_owned(), ..Default::default() }.encode_to_vec()
         }
-        "Chat" => ChatRequest { header: header(), messages, max_tokens: Some(1), ..Default::default() }.encode_to_vec(),
-        "Tokenize" => TokenizeRequest { header: header(), image: image() }.encode_to_vec(),
-        "Detokenize" => DetokenizeRequest { header: header(), tokens: vec![1, 2, 3] }.encode_to_vec(),
-        "Cancel" => CancelRequest { request_id: "nobody".to_owned() }.encode_to_vec(),
+        "janus.v1.Inference/Chat" => {
+            ChatRequest { header: header(), messages, max_tokens: Some(1), ..Default::default() }.encode_to_vec()
+        }
+        "janus.v1.Inference/Tokenize" => TokenizeRequest { header: header(), image: image() }.encode_to_vec(),
+        "janus.v1.Inference/Detokenize" => DetokenizeRequest { header: header(), tokens: vec![1, 2, 3] }.encode_to_vec(),
+        "janus.v1.Inference/Cancel" => CancelRequest { request_id: "nobody".to_owned() }.encode_to_vec(),
         _ => Vec::new(),
     }
 }
@@ -97,7 +146,7 @@ fn absurd(method: &str, random: &mut Numbers) -> Vec<u8> {
     let number = [f32::NAN, f32::INFINITY, -1.0, f32::MAX][random.below(4) as usize];
     let wide = u32::MAX - random.below(3) as u32;
     match method {
-        "GenerateImage" => {
+        "janus.v1.Inference/GenerateImage" => {
             let mut request = GenerateImageRequest { header: header(), prompt: "x".to_owned(), ..Default::default() };
             match random.below(9) {
                 7 => request.header.as_mut().unwrap().model = "m".repeat(1 << 20),
@@ -112,7 +161,7 @@ fn absurd(method: &str, random: &mut Numbers) -> Vec<u8> {
             }
             request.encode_to_vec()
         }
-        "Chat" => {
+        "janus.v1.Inference/Chat" => {
             let mut request = ChatRequest { header: header(), raw_prompt: "x".to_owned(), ..Default::default() };
             match random.below(6) {
                 5 => {
@@ -127,7 +176,7 @@ fn absurd(method: &str, random: &mut Numbers) -> Vec<u8> {
             }
             request.encode_to_vec()
         }
-        "Tokenize" => {
+        "janus.v1.Inference/Tokenize" => {
             // A picture that begins well and claims to be enormous.
             let mut data = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
             data.extend(wide.to_be_bytes());
@@ -136,11 +185,11 @@ fn absurd(method: &str, random: &mut Numbers) -> Vec<u8> {
             let image = v1::Image { data: data.into(), ..Default::default() };
             TokenizeRequest { header: header(), image: Some(image) }.encode_to_vec()
         }
-        "Detokenize" => {
+        "janus.v1.Inference/Detokenize" => {
             let tokens = vec![wide; if random.below(2) == 0 { 64 } else { 1 << 20 }];
             DetokenizeRequest { header: header(), tokens }.encode_to_vec()
         }
-        "Cancel" => CancelRequest { request_id: "x".repeat(1 << 20) }.encode_to_vec(),
+        "janus.v1.Inference/Cancel" => CancelRequest { request_id: "x".repeat(1 << 20) }.encode_to_vec(),
         _ => noise(random, 100),
     }
 }
@@ -158,8 +207,7 @@ fn nested(depth: usize) -> Vec<u8> {
 }
 
 pub fn hostile(method: &str, i: usize, random: &mut Numbers) -> Input {
-    let mut input =
-        Input { what: "", path: format!("/janus.v1.Inference/{method}"), headers: HeaderMap::new(), body: Vec::new() };
+    let mut input = Input { what: "", path: format!("/{method}"), headers: HeaderMap::new(), body: Vec::new() };
     for (name, value) in [("content-type", "application/grpc"), ("te", "trailers")] {
         input.headers.insert(name, value.parse().unwrap());
     }
@@ -193,7 +241,9 @@ pub fn hostile(method: &str, i: usize, random: &mut Numbers) -> Input {
             ("a web form", b"a=b&c=d".to_vec())
         }
         13 => {
-            input.path = format!("/janus.v1.{}/{method}x", ["Inference", "Stage", "Nobody"][random.below(3) as usize]);
+            input.path = [format!("/{method}x"), format!("/x{method}"), "/janus.v1.Stage/Link".to_owned()]
+                [random.below(3) as usize]
+                .clone();
             ("a method that is not there", framed(&sound))
         }
         _ => ("absurd fields", framed(&absurd(method, random))),

@@ -8,7 +8,7 @@ use crate::up::{Up, signal};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_etcd_is_away_everything_runs_and_new_requests_are_not_durable() {
-    let away = seconds("JANUS_AWAY_SECONDS", 15);
+    let away = seconds("JANUS_AWAY_SECONDS", 60);
     let asks = vec![guided("a red circle left of a blue square", 2, 0), unguided("a green triangle", 7)];
     let expected = undisturbed(&asks).await;
     let up = Up::slow(3, &["--spares", "1", "--coordinators", "2"]);

@@ -146,14 +146,14 @@ impl Compute for Toy {
         Ok(())
     }
 
-    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32]) -> Vec<Result<u32, String>> {
+    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32], out: &mut Vec<Result<u32, String>>) {
         let mut rows = rows.chunks_exact(HIDDEN);
         let draw = |job: &SampleJob| {
             let mut parts = vec![job.sampling.seed, job.index.into()];
             parts.extend(rows.by_ref().take(janus_worker::stage::compute::branches(job.kind)).map(state));
             Ok((hash(&parts) % VOCABULARY) as u32)
         };
-        jobs.iter().map(draw).collect()
+        out.extend(jobs.iter().map(draw));
     }
 
     fn weight_bytes(&self) -> usize {
@@ -195,7 +195,9 @@ pub(crate) fn alone(numerics: &str, spec: &UnitSpec) -> (Vec<u32>, Finish) {
     let mut ids = spec.keep.clone();
     while ids.len() < spec.target {
         let job = SampleJob { kind: spec.kind, sampling: spec.sampling, index: ids.len() as u32 };
-        let id = *toy.sample(&[job], &last)[0].as_ref().unwrap();
+        let mut drawn = Vec::new();
+        toy.sample(&[job], &last, &mut drawn);
+        let id = *drawn[0].as_ref().unwrap();
         if spec.end == Some(id) {
             return (ids, Finish::EndOfSentence);
         }

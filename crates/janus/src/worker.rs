@@ -32,6 +32,8 @@ const PROBE: Duration = Duration::from_secs(1);
 /// Round trips to other members are measured this often.
 const ROUND_TRIPS: Duration = Duration::from_secs(30);
 
+/// Bytes of weights that layers are measured with: more than caches hold.
+const WALK: u64 = 512 << 20;
 /// Memory that must be free before half a gigabyte is taken to measure with.
 const ROOM: u64 = 2 << 30;
 
@@ -325,26 +327,36 @@ impl Node for NodeService {
     }
 }
 
-/// Milliseconds of one layer for one guided picture, measured, and of the heads, by their bytes.
+/// Milliseconds of one layer for one guided picture, measured in its middle, and of the heads, by their bytes.
 fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: KvDtype) -> Outcome<(f64, f64)> {
-    const POSITIONS: usize = 12;
+    const STEPS: usize = 12;
     let spec = &checkpoint.spec;
-    let layer = Arc::new(Layer::load(checkpoint, 0, weights)?);
-    let layer_bytes = layer.bytes() as f64;
-    let mut range = LlamaRange::of(&spec.llm, 0, vec![layer], kv, 2)?;
+    let mut layers = vec![Arc::new(Layer::load(checkpoint, 0, weights)?)];
+    let layer_bytes = layers[0].bytes();
+    // A layer alone would stay in the caches from one step to the next.
+    let room = WALK.min(available_memory() / 4) as usize;
+    let count = (room / layer_bytes.max(1)).clamp(1, spec.llm.layers);
+    for layer in 1..count {
+        layers.push(Arc::new(Layer::load(checkpoint, layer, weights)?));
+    }
+    let mut range = LlamaRange::of(&spec.llm, 0, layers, kv, 2)?;
     let mut best = f64::INFINITY;
     let mut x = vec![0.01; 2 * spec.llm.hidden];
-    (0..2).try_for_each(|slot| range.open(slot, POSITIONS))?;
-    for start in 0..POSITIONS {
+    let middle = spec.image_tokens() / 2;
+    for slot in 0..2 {
+        range.open(slot, middle + STEPS)?;
+        range.pretend(slot, middle)?;
+    }
+    for start in middle..middle + STEPS {
         let spans = [0, 1].map(|slot| Span { slot, start, rows: 1 });
         let begun = Instant::now();
         range.forward(pool, &spans, &mut x)?;
-        best = best.min(begun.elapsed().as_secs_f64() * 1e3);
+        best = best.min(begun.elapsed().as_secs_f64() * 1e3 / count as f64);
         x.fill(0.01);
     }
     let parts = spec.parts();
     let bytes = if weights == WeightFormat::F32 { 4.0 } else { 2.0 };
-    Ok((best, best * parts.gen_head as f64 * bytes / layer_bytes.max(1.0)))
+    Ok((best, best * parts.gen_head as f64 * bytes / layer_bytes.max(1) as f64))
 }
 
 /// Bytes per second that this machine reads, where there is room to measure it.

@@ -4,7 +4,7 @@
 //! * [`arrange`]: brings rows into the order tiles read them in.
 //! * [`walk`]: all panels of a weight over some rows, blocked for the caches.
 //! * [`tile`]: the inner loop, which attention shares.
-//! * [`quant`]: q8 and q4 weights with int8 activations.
+//! * [`quant`]: q4 and q8 weights with integer activations.
 
 pub(crate) mod arrange;
 pub(crate) mod quant;

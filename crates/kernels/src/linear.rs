@@ -6,16 +6,16 @@ use std::cell::RefCell;
 use crate::aligned::AlignedBuf;
 use crate::gemm::CHUNK;
 use crate::gemm::arrange::{Dense, arrange};
-use crate::gemm::quant::{self, Codes};
+use crate::gemm::quant::{self, CODES, Codes};
 use crate::gemm::walk::{Job, walk};
 use crate::isa::isa;
-use crate::packed::{BLOCK, PANEL, Packed, WeightFormat};
+use crate::packed::{PANEL, Packed, WeightFormat};
 use crate::pool::{Pool, Shards};
 
 /// Rows of the product a thread is calling for, as its format wants them. Grows to the largest product and stays.
 struct Scratch {
     arranged: AlignedBuf<f32>,
-    codes: AlignedBuf<i8>,
+    codes: AlignedBuf<u8>,
     scales: AlignedBuf<f32>,
     sums: AlignedBuf<i32>,
 }
@@ -33,7 +33,8 @@ thread_local! {
 
 /// `out[m, n] = sum over k of x[m, k] * w[n, k]`, plus `bias[n]` added last. Row-major `x` (`m * k`) and `out`
 /// (`m * n`); `m` from 1 up. Float formats: one chain over `k` starting at 0. Quantised formats: `x` is quantised per
-/// row and block of 32, block sums are exact integers, and the chain runs over the blocks.
+/// row and block (`Q8`: 16 bits, 16 inputs; `Q4`: 8 bits, 32 inputs), block sums are exact integers, and the chain runs over
+/// the blocks.
 ///
 /// # Panics
 /// If the shapes differ.
@@ -92,9 +93,9 @@ fn float(pool: &Pool, x: &[f32], rows: usize, w: &Packed, bias: Option<&[f32]>, 
 /// The same grid, over rows quantised first.
 fn quantised(pool: &Pool, x: &[f32], rows: usize, w: &Packed, bias: Option<&[f32]>, out: &mut [f32], scratch: &mut Scratch) {
     let (n, k, isa) = (w.n(), w.k(), isa());
-    let blocks = rows * k.div_ceil(BLOCK);
+    let blocks = rows * k.div_ceil(quant::inputs(w.format()));
     let codes = Codes {
-        codes: scratch.codes.reserve(blocks * BLOCK).as_mut_ptr(),
+        codes: scratch.codes.reserve(blocks * CODES).as_mut_ptr(),
         scales: scratch.scales.reserve(blocks).as_mut_ptr(),
         sums: scratch.sums.reserve(blocks).as_mut_ptr(),
         rows,
@@ -102,7 +103,7 @@ fn quantised(pool: &Pool, x: &[f32], rows: usize, w: &Packed, bias: Option<&[f32
     pool.run(rows.div_ceil(8), |task| {
         for row in task * 8..rows.min((task + 1) * 8) {
             // SAFETY: the three parts hold all rows' blocks; each row is written by one task.
-            unsafe { codes.quantise(row, &x[row * k..(row + 1) * k]) };
+            unsafe { codes.quantise(w.format(), row, &x[row * k..(row + 1) * k]) };
         }
     });
     let panels = w.panels();

@@ -5,7 +5,8 @@
 //! * `F32`: for each input, 32 floats (two cache lines).
 //! * `Bf16`: for each input, 16 little-endian u32; the low half of lane `i` is output `i`, the high half output
 //!   `i + 16`, so that one shift and one mask widen a whole line (one cache line).
-//! * `Q8`: for each block of 32 inputs, 32 bf16 scales, then 8 groups of 4 inputs: 32 outputs x 4 signed bytes.
+//! * `Q8`: for each block of 16 inputs, 32 bf16 scales; the ninth bits, for each output a byte of even inputs and one of odd
+//!   ones, the first the highest; then 8 groups of 2 inputs: 32 outputs x 2 low bytes. Each value is offset by 256.
 //! * `Q4`: for each block of 32 inputs, 32 bf16 scales, then 4 double groups: 32 outputs x 4 bytes, the low nibble
 //!   from group `2g`, the high one from `2g + 1`, each value offset by 8.
 
@@ -22,8 +23,13 @@ pub(crate) use quant::{BLOCK, q4_value};
 pub(crate) const PANEL: usize = 32;
 /// Bytes of scales at the start of a quantised block.
 pub(crate) const SCALES: usize = 2 * PANEL;
+/// Inputs of a q8 block.
+pub(crate) const Q8_INPUTS: usize = 16;
+/// Where ninth bits and low bytes of a q8 block start.
+pub(crate) const Q8_BITS: usize = SCALES;
+pub(crate) const Q8_LOW: usize = Q8_BITS + Q8_INPUTS * PANEL / 8;
 /// Bytes of one q8 block of a panel.
-pub(crate) const Q8_BLOCK: usize = SCALES + PANEL * BLOCK;
+pub(crate) const Q8_BLOCK: usize = Q8_LOW + Q8_INPUTS * PANEL;
 /// Bytes of one q4 block of a panel.
 pub(crate) const Q4_BLOCK: usize = SCALES + PANEL * BLOCK / 2;
 
@@ -34,7 +40,7 @@ pub enum WeightFormat {
     F32,
     /// bfloat16, widened exactly when used: same bits as `F32` for weights that are bf16 already.
     Bf16,
-    /// Signed 8-bit, one bf16 scale per 32 inputs; activations quantised alike.
+    /// A sign and 8 bits, one bf16 scale per 16 inputs; activations to 16 bits.
     Q8,
     /// Signed 4-bit, one bf16 scale per 32 inputs; activations to 8 bits.
     Q4,
@@ -56,7 +62,7 @@ impl WeightFormat {
         match self {
             WeightFormat::F32 => k * PANEL * 4,
             WeightFormat::Bf16 => k * PANEL * 2,
-            WeightFormat::Q8 => k.div_ceil(BLOCK) * Q8_BLOCK,
+            WeightFormat::Q8 => k.div_ceil(Q8_INPUTS) * Q8_BLOCK,
             WeightFormat::Q4 => k.div_ceil(BLOCK) * Q4_BLOCK,
         }
     }
@@ -155,30 +161,30 @@ impl Packed {
 
     /// Scale and integer of one quantised weight.
     fn quantised(&self, panel: &[u8], lane: usize, k: usize) -> (f32, i32) {
-        let (block, within) = (k / BLOCK, k % BLOCK);
-        let size = if self.format == WeightFormat::Q8 { Q8_BLOCK } else { Q4_BLOCK };
-        let block = &panel[block * size..][..size];
+        let (inputs, size) = if self.format == WeightFormat::Q8 { (Q8_INPUTS, Q8_BLOCK) } else { (BLOCK, Q4_BLOCK) };
+        let (block, within) = (&panel[k / inputs * size..][..size], k % inputs);
         let scale = bf16_to_f32(u16::from_le_bytes(bytes(block, 2 * lane)));
-        let codes = &block[SCALES..];
         let value = match self.format {
-            WeightFormat::Q8 => i32::from(codes[(within / 4 * PANEL + lane) * 4 + within % 4] as i8),
-            _ => q4_value(codes[(within / 8 * PANEL + lane) * 4 + within % 4], within / 4 % 2),
+            WeightFormat::Q8 => {
+                let at = lane * 2 + within % 2;
+                let ninth = i32::from(block[Q8_BITS + at] >> (7 - within / 2) & 1);
+                i32::from(block[Q8_LOW + within / 2 * 2 * PANEL + at]) + 256 * ninth - 256
+            }
+            _ => q4_value(block[SCALES + (within / 8 * PANEL + lane) * 4 + within % 4], within / 4 % 2),
         };
         (scale, value)
     }
 
-    /// Scale and codes of one block of 32 inputs of output `row`, in a quantised format: for tests of what `linear` adds.
+    /// Scale and integer of input `k` of output `row`, in a quantised format: for tests of what `linear` adds.
     ///
     /// # Panics
-    /// If `row` or `block` is beyond the weight, or the format isn't quantised.
-    pub fn block(&self, row: usize, block: usize) -> (f32, [i8; BLOCK]) {
-        assert!(matches!(self.format, WeightFormat::Q8 | WeightFormat::Q4) && row < self.n, "block: not there");
-        let panel = self.panel(row / PANEL);
-        let mut codes = [0; BLOCK];
-        for (i, code) in codes.iter_mut().enumerate() {
-            *code = self.quantised(panel, row % PANEL, block * BLOCK + i).1 as i8;
-        }
-        (self.quantised(panel, row % PANEL, block * BLOCK).0, codes)
+    /// If `row` or `k` is beyond the weight, or the format isn't quantised.
+    pub fn quantum(&self, row: usize, k: usize) -> (f32, i32) {
+        assert!(
+            matches!(self.format, WeightFormat::Q8 | WeightFormat::Q4) && row < self.n && k < self.k,
+            "quantum: not there"
+        );
+        self.quantised(self.panel(row / PANEL), row % PANEL, k)
     }
 
     /// Number of panels.
@@ -304,7 +310,10 @@ impl PackedBuilder {
                     if row.iter().any(|value| !value.is_finite()) {
                         return Err(Error::NotRepresentable { row: index * PANEL + lane, format });
                     }
-                    quant::store_row(format, row, lane, panel);
+                    match format {
+                        WeightFormat::Q8 => quant::store_q8(row, lane, panel),
+                        _ => quant::store_q4(row, lane, panel),
+                    }
                 }
             }
         }

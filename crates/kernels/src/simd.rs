@@ -38,6 +38,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// Widens `N` u32 of two bf16 each into (low halves, high halves).
     unsafe fn bf16_pair(from: *const u16) -> (Self, Self);
+    /// Widens `N` bf16.
+    unsafe fn bf16(from: *const u16) -> Self;
     /// Transposes 4 x 4 floats: four values of each row in `from` become four columns of 4 at `to`, `stride` floats apart.
     #[inline(always)]
     unsafe fn transpose4(from: [*const f32; 4], to: *mut f32, stride: usize) {
@@ -125,6 +127,11 @@ impl Lanes for ScalarLanes {
             high[i] = crate::packed::bf16_to_f32(raw[2 * i + 1]);
         }
         (Self(low), Self(high))
+    }
+    #[inline(always)]
+    unsafe fn bf16(from: *const u16) -> Self {
+        // SAFETY: by the trait's contract.
+        Self(unsafe { from.cast::<[u16; 8]>().read_unaligned() }.map(crate::packed::bf16_to_f32))
     }
     #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}

@@ -92,7 +92,7 @@ fn every_machine_has_these_bits() {
 const EXPECTED: [(&str, u64); 10] = [
     ("f32", 0xc98d_d541_200a_21ad),
     ("bf16", 0x5d15_8fdd_744b_912b),
-    ("q8", 0x2dc6_6163_0ac3_29d9),
+    ("q8", 0x5da0_12ef_63b4_9dfe),
     ("q4", 0x31f1_7695_7b34_2bc3),
     ("attention, kv f32", 0x8fe1_07a7_33ef_1968),
     ("attention, kv bf16", 0x079d_debe_a73d_b5e5),

@@ -59,8 +59,9 @@ impl LayerNorm {
         Ok(LayerNorm { weight, bias, eps })
     }
 
-    pub(crate) fn forward(&self, x: &[f32], out: &mut [f32]) {
-        layer_norm(x, &self.weight, &self.bias, self.eps, out);
+    pub(crate) fn forward(&self, pool: &Pool, x: &[f32], out: &mut [f32]) {
+        let width = self.weight.len();
+        pool.map_rows(x, width, out, width, |x, out| layer_norm(x, &self.weight, &self.bias, self.eps, out));
     }
 }
 
@@ -89,7 +90,7 @@ impl Projector {
         out.resize(rows * hidden, 0.0);
         self.layers[0].forward(pool, x, out);
         for layer in &self.layers[1..] {
-            gelu_erf(out);
+            pool.each_row(out, hidden, gelu_erf);
             std::mem::swap(scratch, out);
             layer.forward(pool, scratch, out);
         }

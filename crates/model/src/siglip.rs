@@ -115,22 +115,23 @@ impl VisionEncoder {
         let mut qkv = vec![0.0; tokens * 3 * width];
         let mut mixed = vec![0.0; tokens * width];
         let mut wide = vec![0.0; tokens * spec.mlp];
+        let add = |y: &[f32], x: &mut [f32]| pool.map_rows(y, width, x, width, |y, x| add_assign(x, y));
         for (i, block) in self.blocks.iter().enumerate() {
-            block.norm1.forward(&x, &mut normed);
+            block.norm1.forward(pool, &x, &mut normed);
             block.qkv.forward(pool, &normed, &mut qkv);
             let [q, k, v] = [0, 1, 2].map(|part| Rows::new(&qkv[part * width..], 3 * width));
             attention_full(pool, q, k, v, tokens, spec.heads, head_dim, &mut mixed);
             block.projection.forward(pool, &mixed, &mut normed);
-            add_assign(&mut x, &normed);
+            add(&normed, &mut x);
 
-            block.norm2.forward(&x, &mut normed);
+            block.norm2.forward(pool, &x, &mut normed);
             block.fc1.forward(pool, &normed, &mut wide);
-            gelu_erf(&mut wide);
+            pool.each_row(&mut wide, spec.mlp, gelu_erf);
             block.fc2.forward(pool, &wide, &mut normed);
-            add_assign(&mut x, &normed);
+            add(&normed, &mut x);
             watch(i + 1, &x);
         }
-        self.norm.forward(&x, &mut normed);
+        self.norm.forward(pool, &x, &mut normed);
         let (mut scratch, mut aligned) = (Vec::new(), Vec::new());
         self.aligner.forward(pool, &normed, tokens, &mut scratch, &mut aligned);
         debug_assert_eq!(aligned.len(), tokens * self.hidden);

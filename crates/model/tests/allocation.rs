@@ -1,4 +1,5 @@
-//! A steady decode step allocates nothing: all layers, both heads, guidance and sampling, in every format.
+//! A steady decode step allocates nothing: both embeddings, all layers, both heads, guidance and sampling, in every
+//! format.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -18,7 +19,7 @@ const ROWS: usize = 8;
 const STEPS: usize = 120;
 
 #[test]
-fn a_steady_step_of_all_layers_heads_and_sampling_allocates_nothing() {
+fn a_steady_step_from_ids_to_ids_allocates_nothing() {
     let checkpoint = checkpoint("transformers");
     for (format, kv) in [
         (WeightFormat::Bf16, KvDtype::Bf16),
@@ -29,7 +30,8 @@ fn a_steady_step_of_all_layers_heads_and_sampling_allocates_nothing() {
         let mut llm = Llm::load_as(&checkpoint, &[2, 4], format, kv);
         (0..ROWS).for_each(|slot| llm.open(slot, STEPS));
         let vocab = checkpoint.spec.gen_head.vocab;
-        let mut x = vec![0.25; ROWS * llm.hidden];
+        let mut x = Vec::new();
+        let mut ids = [0; ROWS];
         let mut guided = vec![0.0; vocab];
         let mut spans = Vec::with_capacity(ROWS);
         let sampling = ImageSampling { temperature: 0.9, top_k: Some(20), top_p: Some(0.9), seed: 4 };
@@ -39,7 +41,9 @@ fn a_steady_step_of_all_layers_heads_and_sampling_allocates_nothing() {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             spans.clear();
             spans.extend((0..ROWS).map(|slot| Span { slot, start: step, rows: 1 }));
-            x.iter_mut().enumerate().for_each(|(i, value)| *value = ((i + step) % 17) as f32 * 0.1 - 0.8);
+            x.clear();
+            llm.embeddings.text(&ids[..ROWS / 2], &mut x).unwrap();
+            llm.embeddings.image(&llm.pool, &ids[ROWS / 2..], &mut x).unwrap();
             for stage in &mut llm.stages {
                 stage.forward(&llm.pool, &spans, &mut x).unwrap();
             }
@@ -47,7 +51,8 @@ fn a_steady_step_of_all_layers_heads_and_sampling_allocates_nothing() {
             for (pair, logits) in logits.chunks_exact(2 * vocab).enumerate() {
                 let (cond, uncond) = logits.split_at(vocab);
                 guidance(cond, uncond, 5.0, &mut guided);
-                sample(&guided, &sampling, (step * ROWS + pair) as u64).unwrap();
+                let id = sample(&guided, &sampling, (step * ROWS + pair) as u64).unwrap();
+                ids[2 * pair..2 * pair + 2].fill(id);
             }
             let vocab = llm.heads.text_logits(&llm.pool, &x).len() / ROWS;
             assert_eq!(vocab, checkpoint.spec.llm.vocab);

@@ -89,7 +89,7 @@ fn check_text(form: &str, name: &str, pictures: &[usize]) {
             CLOSE,
         );
         assert_eq!(argmax(&row), id, "{form} {name}: greedy id {step}");
-        let x = llm.embeddings.text(&[id]).unwrap();
+        let x = llm.text(&[id]);
         let last = llm.feed(0, x);
         row = llm.heads.text_logits(&llm.pool, &last).to_vec();
     }
@@ -161,7 +161,7 @@ fn a_batch_of_unequal_prompts() {
                     assert_eq!(id, want, "{form}: row {slot}, step {step}");
                 }
                 done[slot] |= id == special.eos;
-                x.extend(llm.embeddings.text(&[want]).unwrap());
+                x.extend(llm.text(&[want]));
                 spans.push(janus_model::llama::Span { slot, start: llm.stages[0].length(slot), rows: 1 });
             }
             let out = llm.forward(&spans, x).pop().unwrap();
@@ -192,7 +192,7 @@ fn check_generation(form: &str, name: &str, weight: Option<f32>) {
     let mut rows = Vec::new();
     for (slot, (_, ids)) in branches.iter().enumerate() {
         llm.open(slot, ids.len() + expected.len());
-        let x = llm.embeddings.text(ids).unwrap();
+        let x = llm.text(ids);
         if slot == 0 && weight.is_some() {
             assert_close(&format!("{form} {name} prompt embeddings"), &x, &golden.f32("prompt_embeds_cond"), CLOSE);
         }
@@ -217,7 +217,7 @@ fn check_generation(form: &str, name: &str, weight: Option<f32>) {
         }
         assert_eq!(argmax(&guided), want, "{}", what("id"));
 
-        let row = llm.embeddings.image(&llm.pool, &[want]).unwrap();
+        let row = llm.image(&[want]);
         if weight.is_some() {
             assert_close(&what("embedding"), &row, &at("image_token_embeds", step, llm.hidden), CLOSE);
         }

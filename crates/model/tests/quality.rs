@@ -43,7 +43,7 @@ fn greedy(llm: &mut Llm, branches: &[Vec<u32>], weight: Option<f32>, count: usiz
     let mut rows = Vec::new();
     for (slot, ids) in branches.iter().enumerate() {
         llm.open(slot, ids.len() + count);
-        let x = llm.embeddings.text(ids).unwrap();
+        let x = llm.text(ids);
         let out = llm.feed(slot, x);
         rows.extend_from_slice(&out[out.len() - llm.hidden..]);
     }
@@ -57,7 +57,7 @@ fn greedy(llm: &mut Llm, branches: &[Vec<u32>], weight: Option<f32>, count: usiz
         }
         drawn.push(argmax(&guided));
         let next = forced.map_or(drawn[step], |ids| ids[step]);
-        let row = llm.embeddings.image(&llm.pool, &[next]).unwrap();
+        let row = llm.image(&[next]);
         let x: Vec<f32> = branches.iter().flat_map(|_| row.iter().copied()).collect();
         let spans: Vec<_> =
             (0..branches.len()).map(|slot| Span { slot, start: branches[0].len() + step, rows: 1 }).collect();
@@ -123,7 +123,7 @@ fn equal_in_answers(format: WeightFormat) -> (usize, usize) {
             let drawn = argmax(llm.heads.text_logits(&llm.pool, &out[out.len() - llm.hidden..]));
             right += usize::from(drawn == want);
             all += 1;
-            x = llm.embeddings.text(&[want]).unwrap();
+            x = llm.text(&[want]);
         }
     }
     (right, all)
@@ -142,12 +142,11 @@ fn equal_ids(format: WeightFormat) -> (usize, usize) {
     (pictures.0 + answers.0, pictures.1 + answers.1)
 }
 
-/// tiny-a's weights are random and its logits lie close together: 8-bit weights alone, with exact activations, keep 168
-/// of its 176 ids, so 98 % is out of any 8-bit format's reach here. `shapes`, which was trained, keeps them.
+/// tiny-a's weights are random and its logits lie close together, so this asks more than a trained model does.
 #[test]
-fn eight_bits_draw_nearly_all_of_the_references_ids() {
+fn eight_bits_draw_98_of_100_of_the_references_ids() {
     let (equal, all) = equal_ids(WeightFormat::Q8);
-    assert!(all == 176 && equal >= 164, "only {equal} of {all} ids");
+    assert!(all == 176 && equal * 100 >= all * 98, "only {equal} of {all} ids");
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub enum WeightStorage {
     F32,
     /// bfloat16.
     Bf16,
-    /// Signed 8-bit with a bf16 scale per 32 inputs.
+    /// A sign and 8 bits with a bf16 scale per 16 inputs.
     Q8,
     /// Signed 4-bit with a bf16 scale per 32 inputs.
     Q4,
@@ -48,7 +48,7 @@ impl WeightStorage {
     /// Every one, the largest first.
     pub const ALL: [WeightStorage; 4] = [WeightStorage::F32, WeightStorage::Bf16, WeightStorage::Q8, WeightStorage::Q4];
 
-    /// Bytes of a matrix. Outputs are padded to whole panels of 32, inputs of quantised ones to whole blocks of 32.
+    /// Bytes of a matrix. Outputs are padded to whole panels of 32, inputs of quantised ones to whole blocks.
     pub fn matrix_bytes(self, outputs: usize, inputs: usize) -> u64 {
         let (panels, inputs) = ((outputs as u64).div_ceil(BLOCK), inputs as u64);
         let scales = 2 * BLOCK;
@@ -56,7 +56,7 @@ impl WeightStorage {
             * match self {
                 WeightStorage::F32 => 4 * BLOCK * inputs,
                 WeightStorage::Bf16 => 2 * BLOCK * inputs,
-                WeightStorage::Q8 => (scales + BLOCK * BLOCK) * inputs.div_ceil(BLOCK),
+                WeightStorage::Q8 => (scales + (BLOCK / 8 + BLOCK) * 16) * inputs.div_ceil(16),
                 WeightStorage::Q4 => (scales + BLOCK * BLOCK / 2) * inputs.div_ceil(BLOCK),
             }
     }

@@ -25,7 +25,7 @@ pub(crate) const STREAM_WINDOW: u32 = 16 << 20;
 pub(crate) const CONNECTION_WINDOW: u32 = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server of HTTP/2 begins to speak at once; one that speaks something else is found out by what it says.
-const FIRST_WORDS: Duration = Duration::from_millis(500);
+pub(crate) const FIRST_WORDS: Duration = Duration::from_millis(500);
 
 /// Connects to `address` (`host:port`, or a URL), with TCP_NODELAY read back from the socket.
 ///

@@ -310,6 +310,9 @@ pub(crate) struct Bench {
     /// Phases to measure [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) phase: Vec<Phase>,
+    /// Pictures painted at once, for each measurement of whole pictures
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4", value_parser = positive)]
+    pub(crate) pictures: Vec<usize>,
     /// Ranges of layers to go through
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub(crate) stages: usize,

@@ -110,7 +110,7 @@ pub(crate) fn run(args: Bench) -> Outcome {
         bench.hop(&args.rows)?;
     }
     if wants(Phase::Picture) {
-        bench.pictures()?;
+        bench.pictures(&args.pictures)?;
     }
     if args.json {
         let report = Report {
@@ -221,8 +221,10 @@ impl Runner {
         let sampling = ImageSampling { temperature: 1.0, top_k: None, top_p: None, seed: 1 };
         let mut guided = vec![0.0; vocab];
         let mut ids = vec![1_u32; rows];
+        let mut x = Vec::new();
         let milliseconds = best(|| {
-            let mut x = model.embeddings.image(&pool, &ids)?;
+            x.clear();
+            model.embeddings.image(&pool, &ids, &mut x)?;
             for stage in &mut model.stages {
                 stage.forward(&pool, &spans, &mut x)?;
                 for slot in 0..rows {
@@ -330,29 +332,28 @@ impl Runner {
         Ok(())
     }
 
-    /// One whole picture, and four at once: the floor is that of their steps and of their decoding.
-    fn pictures(&mut self) -> Outcome {
+    /// So many whole pictures at once: the floor is that of their steps and of their decoding.
+    fn pictures(&mut self, counts: &[usize]) -> Outcome {
         let setting =
             picture::Setting { stages: self.stages, threads: self.pool.threads(), weights: self.weights, kv: self.kv };
-        let counts = [1, 4];
-        let measured = picture::pictures(self.source.open()?, &setting, &counts)?;
+        let measured = picture::pictures(self.source.open()?, &setting, counts)?;
         let spec = self.checkpoint.spec.clone();
         let (layer, head) = (spec.llm.layer_parameters() as usize * spec.llm.layers, head_parameters(&spec));
         let tokens = spec.image_tokens();
         let per_weight = match self.weights {
             WeightFormat::F32 => 4.0,
             WeightFormat::Bf16 => 2.0,
-            WeightFormat::Q8 => 1.0 + 2.0 / 32.0,
+            WeightFormat::Q8 => 1.0 + 1.0 / 8.0 + 2.0 / 16.0,
             WeightFormat::Q4 => 0.5 + 2.0 / 32.0,
         };
-        for (n, (milliseconds, prompt)) in counts.into_iter().zip(measured) {
-            let (rows, context) = (2 * n as usize, prompt + tokens);
+        for (&n, (milliseconds, prompt)) in counts.iter().zip(measured) {
+            let (rows, context) = (2 * n, prompt + tokens);
             let weights = ((layer + head) as f64 * per_weight) as usize * tokens;
             let memory = spec.kv_bytes_per_position(self.kv.size()) as usize * rows * tokens * (prompt + context) / 2;
             let flops = 2 * (layer + head) * rows * tokens
                 + 2 * layer * 2 * prompt
                 + 2 * spec.llm.layers * spec.llm.heads * spec.llm.head_dim * (prompt + context) * tokens * rows
-                + decoder_flops(&spec) * n as usize;
+                + decoder_flops(&spec) * n;
             self.record("picture", rows, context, milliseconds, weights + memory, flops);
         }
         Ok(())

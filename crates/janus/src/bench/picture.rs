@@ -21,7 +21,7 @@ pub(super) struct Setting {
 }
 
 /// Paints as many pictures at once as each of `counts` says; milliseconds and positions of the prompt for each.
-pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[u32]) -> Outcome<Vec<(f64, usize)>> {
+pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[usize]) -> Outcome<Vec<(f64, usize)>> {
     let options = Options {
         listen: "127.0.0.1:0".to_owned(),
         security: janus_wire::Security::Plain,
@@ -41,7 +41,7 @@ pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[u32]
         let started = Instant::now();
         let request = v1::GenerateImageRequest {
             prompt: PROMPT.to_owned(),
-            n,
+            n: n as u32,
             seed: 1,
             temperature: Some(1.0),
             cfg_weight: Some(5.0),

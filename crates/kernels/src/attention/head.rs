@@ -96,7 +96,8 @@ unsafe fn steps<L: Lanes, W: Step>(queries: &Queries, keys: &Keys, scale: f32, s
             k: dim,
             out: scores,
             out_row: padded,
-            resume: false,
+            partial: null,
+            partial_row: 0,
             bias: null,
             residual: null,
             fetch: keys.keys.wrapping_add(AHEAD),
@@ -135,7 +136,8 @@ unsafe fn steps<L: Lanes, W: Step>(queries: &Queries, keys: &Keys, scale: f32, s
                 k: shared,
                 out: sums.add(panel * PANEL),
                 out_row: width,
-                resume: false,
+                partial: null,
+                partial_row: 0,
                 bias: null,
                 residual: null,
                 fetch: w.wrapping_add(AHEAD),
@@ -149,7 +151,8 @@ unsafe fn steps<L: Lanes, W: Step>(queries: &Queries, keys: &Keys, scale: f32, s
                         w: w.add(shared * W::BYTES),
                         k: queries.lens[r] - shared,
                         out: sums.add(r * width + panel * PANEL),
-                        resume: true,
+                        partial: sums.add(r * width + panel * PANEL),
+                        partial_row: width,
                         ..tile
                     };
                     wide::<L, W>(&rest, 1);

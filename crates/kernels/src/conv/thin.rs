@@ -96,14 +96,16 @@ unsafe fn panel_with<L: Lanes>(
         // SAFETY: by the contract; a run never exceeds one tap.
         unsafe {
             interleave::<L>(&from, len, scratch);
+            let out = sums.as_mut_ptr();
             let tile = Tile {
                 x: weights.as_ptr().add(at * if single { 1 } else { cout }),
                 x_row: k,
                 w: scratch.cast_const().cast(),
                 k: len,
-                out: sums.as_mut_ptr(),
+                out,
                 out_row: PANEL,
-                resume: at > 0,
+                partial: if at > 0 { out.cast_const() } else { std::ptr::null() },
+                partial_row: PANEL,
                 bias: std::ptr::null(),
                 residual: std::ptr::null(),
                 fetch: scratch.cast_const().cast(),

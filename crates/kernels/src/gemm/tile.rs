@@ -49,8 +49,9 @@ pub(crate) struct Tile {
     pub(crate) k: usize,
     pub(crate) out: *mut f32,
     pub(crate) out_row: usize,
-    /// Continue the chains in `out` rather than start at 0.
-    pub(crate) resume: bool,
+    /// Where the chains continue from, rows `partial_row` apart; null: they start at 0.
+    pub(crate) partial: *const f32,
+    pub(crate) partial_row: usize,
     /// 32 values added after the last step, or null.
     pub(crate) bias: *const f32,
     /// Rows like `out`, added after the bias, or null.
@@ -83,14 +84,12 @@ impl Cut {
         let mut inner = *tile;
         // SAFETY: by the contract; the buffers here hold MOST rows of a whole panel.
         unsafe {
-            for row in 0..rows {
-                let (at, from) = (row * PANEL, row * tile.out_row);
-                std::ptr::copy_nonoverlapping(tile.out.add(from), self.out.as_mut_ptr().add(at), lanes);
-                if !tile.residual.is_null() {
-                    let to = self.residual.as_mut_ptr().add(at);
-                    std::ptr::copy_nonoverlapping(tile.residual.add(from), to, lanes);
-                    inner.residual = self.residual.as_ptr();
+            if !tile.residual.is_null() {
+                for row in 0..rows {
+                    let to = self.residual.as_mut_ptr().add(row * PANEL);
+                    std::ptr::copy_nonoverlapping(tile.residual.add(row * tile.out_row), to, lanes);
                 }
+                inner.residual = self.residual.as_ptr();
             }
             if !tile.bias.is_null() {
                 std::ptr::copy_nonoverlapping(tile.bias, self.bias.as_mut_ptr(), lanes);
@@ -116,7 +115,7 @@ impl Cut {
 /// Bytes of a cache line.
 const LINE: usize = 64;
 /// Most rows any tile has.
-pub(crate) const MOST: usize = 8;
+pub(crate) const MOST: usize = 14;
 
 /// Runs `P` pairs of vectors from `pair` on for `R` rows.
 ///
@@ -129,11 +128,11 @@ unsafe fn run<L: Lanes, W: Step, const R: usize, const P: usize, const PACKED: b
     // SAFETY: by the contract.
     unsafe {
         let mut acc = [[[L::zero(); 2]; P]; R];
-        if tile.resume {
+        if !tile.partial.is_null() {
             for r in 0..R {
                 for p in 0..P {
                     for h in 0..2 {
-                        acc[r][p][h] = L::load(tile.out.add(lane(r, p, h)));
+                        acc[r][p][h] = L::load(tile.partial.add(r * tile.partial_row + lane(0, p, h)));
                     }
                 }
             }
@@ -160,17 +159,29 @@ unsafe fn run<L: Lanes, W: Step, const R: usize, const P: usize, const PACKED: b
             w = w.add(W::BYTES);
             x = x.add(if PACKED { R } else { 1 });
         }
+        // One plain loop each: whole in registers only if every index is a constant.
+        if !tile.bias.is_null() {
+            for r in 0..R {
+                for p in 0..P {
+                    for h in 0..2 {
+                        acc[r][p][h] = acc[r][p][h].add(L::load(tile.bias.add(lane(0, p, h))));
+                    }
+                }
+            }
+        }
+        if !tile.residual.is_null() {
+            for r in 0..R {
+                for p in 0..P {
+                    for h in 0..2 {
+                        acc[r][p][h] = acc[r][p][h].add(L::load(tile.residual.add(lane(r, p, h))));
+                    }
+                }
+            }
+        }
         for r in 0..R {
             for p in 0..P {
                 for h in 0..2 {
-                    let mut value = acc[r][p][h];
-                    if !tile.bias.is_null() {
-                        value = value.add(L::load(tile.bias.add(lane(0, p, h))));
-                    }
-                    if !tile.residual.is_null() {
-                        value = value.add(L::load(tile.residual.add(lane(r, p, h))));
-                    }
-                    value.store(tile.out.add(lane(r, p, h)));
+                    acc[r][p][h].store(tile.out.add(lane(r, p, h)));
                 }
             }
         }
@@ -234,7 +245,7 @@ unsafe fn rows_of<L: Lanes, W: Step, const P: usize, const PACKED: bool>(tile: &
         };
     }
     // SAFETY: by the contract.
-    unsafe { arms!(1 2 3 4 5 6 7 8) }
+    unsafe { arms!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
 }
 
 /// Splits `rows` into the fewest groups of at most `most`, as equal as can be: returns (groups, rows of the first

@@ -2,14 +2,29 @@
 //! at its own speed, each weight read once; with many, the panel's block and the rows stay in cache and arithmetic is
 //! the limit. Weights are widened in registers either way.
 
-use super::AHEAD;
+use std::mem::MaybeUninit;
+
 use super::tile::{Bf16Step, Cut, F32Step, Step, Tile, narrow, split, wide};
+use super::{AHEAD, CHUNK};
 use crate::packed::{PANEL, Packed, WeightFormat};
 use crate::simd::{Lanes, lanes_fn};
 
 /// Steps of `k` done for all rows before the next when there are several groups of rows, or one: a block of weights and
 /// the next one, being prefetched, stay in the first-level cache.
 const BLOCK_K: (usize, usize) = (128, 64);
+
+/// From so many groups of rows on a block of bf16 weights is widened once for all of them.
+const WIDEN: usize = 3;
+
+/// What a walk keeps between blocks of `k`, in the first-level cache: rows of the outputs lie too regularly far apart for
+/// it. Alignment keeps vectors within lines.
+#[repr(align(64))]
+struct Kept {
+    /// The chains so far: 32 lanes a row.
+    partial: [MaybeUninit<f32>; CHUNK * PANEL],
+    /// A block of weights as floats.
+    block: [MaybeUninit<f32>; BLOCK_K.0 * PANEL],
+}
 
 /// A product over `rows` rows in `x`, [arranged](super::arrange); `out` and `residual` row-major, `w.n()` long; `bias`
 /// `w.n()` long. `bias` and `residual` may be null.
@@ -44,61 +59,109 @@ unsafe fn walk_with<L: Lanes>(job: &Job<'_>, first: usize, last: usize) {
 
 #[inline(always)]
 unsafe fn steps<L: Lanes, W: Step>(job: &Job<'_>, first: usize, last: usize) {
-    let (n, k) = (job.w.n(), job.w.k());
+    let k = job.w.k();
+    let (groups, _, _) = split(job.rows, L::ROWS);
     let single = job.rows <= L::WIDE_ROWS;
     // Also one pass: a group that fits the registers with a whole panel.
-    let once = single || (job.rows <= L::ROWS && PANEL / 2 / L::N == L::NARROW);
-    let (groups, large, of_large) = split(job.rows, L::ROWS);
+    let once = single || (groups == 1 && PANEL / 2 / L::N == L::NARROW);
     let block = match groups {
         _ if once => k.max(1),
         1 => BLOCK_K.1,
         _ => BLOCK_K.0,
     };
-    let null = std::ptr::null::<f32>();
+    let mut kept = MaybeUninit::<Kept>::uninit();
+    // SAFETY: only addresses are taken; both parts are written before they are read.
+    let (partial, widened) = unsafe {
+        let kept = kept.as_mut_ptr();
+        ((&raw mut (*kept).partial).cast::<f32>(), (&raw mut (*kept).block).cast::<f32>())
+    };
     for index in first..last {
-        let offset = index * PANEL;
-        let lanes = PANEL.min(n - offset);
         let weights = job.w.panel(index).as_ptr();
-        let mut start = 0;
-        loop {
+        for start in (0..k.max(1)).step_by(block) {
             let steps = block.min(k - start);
-            let done = start + steps == k;
             // Each group's pass asks for its share of what comes next, so that memory is busy throughout.
-            let fetch_step = W::BYTES / groups;
-            let mut fetch = weights.wrapping_add(start * W::BYTES + if once { AHEAD } else { block * W::BYTES });
-            let mut row = 0;
-            for group in 0..groups {
-                let rows = if group < of_large { large } else { large - 1 };
-                let at = row * n + offset;
-                // SAFETY: rows and panel lie inside job's shapes.
-                unsafe {
-                    let tile = Tile {
-                        x: job.x.add(row * k + start * if single { 1 } else { rows }),
-                        x_row: k,
-                        w: weights.add(start * W::BYTES),
-                        k: steps,
-                        out: job.out.add(at),
-                        out_row: n,
-                        resume: start > 0,
-                        bias: if done && !job.bias.is_null() { job.bias.add(offset) } else { null },
-                        residual: if done && !job.residual.is_null() { job.residual.add(at) } else { null },
-                        fetch,
-                        fetch_step,
-                    };
-                    if lanes == PANEL {
-                        either::<L, W>(&tile, rows, single);
-                    } else {
-                        let mut edge = Cut::new(lanes);
-                        either::<L, W>(&edge.enter(&tile, rows), rows, single);
-                        edge.leave(&tile, rows);
-                    }
+            let fetch = weights.wrapping_add(start * W::BYTES + if once { AHEAD } else { block * W::BYTES });
+            let part = Part { index, start, steps, single, fetch, fetch_step: W::BYTES / groups, partial };
+            // SAFETY: the part lies inside job's shapes; the widened block holds as many steps.
+            unsafe {
+                let weights = weights.add(start * W::BYTES);
+                if W::BYTES < F32Step::BYTES && groups >= WIDEN {
+                    widen::<L, W>(weights, steps, widened);
+                    part_of::<L, F32Step>(job, &part, widened.cast_const().cast());
+                } else {
+                    part_of::<L, W>(job, &part, weights);
                 }
-                row += rows;
-                fetch = fetch.wrapping_add(steps * fetch_step);
             }
-            start += steps;
-            if start >= k {
-                break;
+        }
+    }
+}
+
+/// `steps` steps of `k` of one panel from `start` on.
+struct Part {
+    index: usize,
+    start: usize,
+    steps: usize,
+    single: bool,
+    fetch: *const u8,
+    fetch_step: usize,
+    partial: *mut f32,
+}
+
+/// All groups of rows over one part of the weights, which is at `weights`.
+#[inline(always)]
+unsafe fn part_of<L: Lanes, W: Step>(job: &Job<'_>, part: &Part, weights: *const u8) {
+    let (n, k) = (job.w.n(), job.w.k());
+    let (groups, large, of_large) = split(job.rows, L::ROWS);
+    let offset = part.index * PANEL;
+    let lanes = PANEL.min(n - offset);
+    let null = std::ptr::null::<f32>();
+    let done = part.start + part.steps == k;
+    let (mut row, mut fetch) = (0, part.fetch);
+    for group in 0..groups {
+        let rows = if group < of_large { large } else { large - 1 };
+        let at = row * n + offset;
+        // SAFETY: rows and panel lie inside job's shapes.
+        unsafe {
+            let partial = part.partial.add(row * PANEL);
+            let tile = Tile {
+                x: job.x.add(row * k + part.start * if part.single { 1 } else { rows }),
+                x_row: k,
+                w: weights,
+                k: part.steps,
+                out: if done { job.out.add(at) } else { partial },
+                out_row: if done { n } else { PANEL },
+                partial: if part.start > 0 { partial } else { null },
+                partial_row: PANEL,
+                bias: if done && !job.bias.is_null() { job.bias.add(offset) } else { null },
+                residual: if done && !job.residual.is_null() { job.residual.add(at) } else { null },
+                fetch,
+                fetch_step: part.fetch_step,
+            };
+            if lanes == PANEL || !done {
+                either::<L, W>(&tile, rows, part.single);
+            } else {
+                let mut edge = Cut::new(lanes);
+                either::<L, W>(&edge.enter(&tile, rows), rows, part.single);
+                edge.leave(&tile, rows);
+            }
+        }
+        row += rows;
+        fetch = fetch.wrapping_add(part.steps * part.fetch_step);
+    }
+}
+
+/// Writes `steps` steps at `weights` to `to` as floats.
+#[inline(always)]
+unsafe fn widen<L: Lanes, W: Step>(weights: *const u8, steps: usize, to: *mut f32) {
+    let half = PANEL / 2 / L::N;
+    for step in 0..steps {
+        for pair in 0..half {
+            // SAFETY: by the caller's contract.
+            unsafe {
+                let (low, high) = W::pair::<L>(weights.add(step * W::BYTES), pair);
+                let to = to.add(step * PANEL + pair * L::N);
+                low.store(to);
+                high.store(to.add(PANEL / 2));
             }
         }
     }

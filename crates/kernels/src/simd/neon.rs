@@ -54,6 +54,10 @@ impl Lanes for float32x4_t {
         }
     }
     #[inline(always)]
+    unsafe fn bf16(from: *const u16) -> Self {
+        unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from))) }
+    }
+    #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}
     #[inline(always)]
     unsafe fn prefetch_far(_from: *const u8) {}

@@ -54,6 +54,13 @@ impl Lanes for __m256 {
         }
     }
     #[inline(always)]
+    unsafe fn bf16(from: *const u16) -> Self {
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose4(from: [*const f32; 4], to: *mut f32, stride: usize) {
         unsafe { transpose4(from, to, stride) }
     }
@@ -69,7 +76,7 @@ impl Lanes for __m256 {
 
 impl Lanes for __m512 {
     const N: usize = 16;
-    const ROWS: usize = 8;
+    const ROWS: usize = 14;
     const WIDE_ROWS: usize = 4;
     const NARROW: usize = 1;
 
@@ -112,6 +119,13 @@ impl Lanes for __m512 {
             let low = _mm512_slli_epi32::<16>(raw);
             let high = _mm512_and_si512(raw, _mm512_set1_epi32(0xffff_0000_u32 as i32));
             (_mm512_castsi512_ps(low), _mm512_castsi512_ps(high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn bf16(from: *const u16) -> Self {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
     }
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! Ids to rows of the residual stream: text ids by table, image ids by their own table and the generation aligner.
 
+use std::sync::{Mutex, PoisonError};
+
 use half::bf16;
 use janus_kernels::{Pool, WeightFormat};
 
@@ -22,6 +24,15 @@ pub struct Embeddings {
     /// `gen_embed`: its own table, not the VQ codebook, not normalised (modeling_vlm.py:214).
     code_rows: Vec<f32>,
     aligner: Projector,
+    scratch: Mutex<Scratch>,
+}
+
+/// Rows on their way through the aligner; they only ever grow, so a steady step allocates nothing.
+#[derive(Default)]
+struct Scratch {
+    codes: Vec<f32>,
+    inner: Vec<f32>,
+    aligned: Vec<f32>,
 }
 
 impl Embeddings {
@@ -44,6 +55,7 @@ impl Embeddings {
             code_width,
             code_rows: checkpoint.f32("model.generation_embeddings.weight", &[codes, code_width])?,
             aligner: Projector::load(checkpoint, "model.generation_aligner", &spec.gen_aligner, format)?,
+            scratch: Mutex::default(),
         })
     }
 
@@ -56,12 +68,14 @@ impl Embeddings {
         tokens + 4 * self.code_rows.len() + self.aligner.bytes()
     }
 
-    /// Rows `[ids, hidden]` of text ids.
-    pub fn text(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let mut out = Vec::with_capacity(ids.len() * self.hidden);
+    /// Appends rows `[ids, hidden]` of text ids to `out`; none of them if an id is unknown.
+    pub fn text(&self, ids: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let before = out.len();
+        out.reserve(ids.len() * self.hidden);
         for &id in ids {
             let start = id as usize * self.hidden;
             if id as usize >= self.vocab {
+                out.truncate(before);
                 return Err(Error::Argument(format!("token id {id} is outside the vocabulary of {}", self.vocab)));
             }
             match &self.tokens {
@@ -69,12 +83,14 @@ impl Embeddings {
                 Rows::Bf16(rows) => out.extend(rows[start..start + self.hidden].iter().map(|x| x.to_f32())),
             }
         }
-        Ok(out)
+        Ok(())
     }
 
-    /// Rows `[ids, hidden]` of image ids: `gen_aligner(gen_embed(id))` (modeling_vlm.py:262).
-    pub fn image(&self, pool: &Pool, ids: &[u32]) -> Result<Vec<f32>> {
-        let mut codes = Vec::with_capacity(ids.len() * self.code_width);
+    /// Appends rows `[ids, hidden]` of image ids, `gen_aligner(gen_embed(id))` (modeling_vlm.py:262), to `out`.
+    pub fn image(&self, pool: &Pool, ids: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Scratch { codes, inner, aligned } = &mut *scratch;
+        codes.clear();
         for &id in ids {
             let start = id as usize * self.code_width;
             if id as usize >= self.codes {
@@ -82,8 +98,8 @@ impl Embeddings {
             }
             codes.extend_from_slice(&self.code_rows[start..start + self.code_width]);
         }
-        let (mut scratch, mut out) = (Vec::new(), Vec::new());
-        self.aligner.forward(pool, &codes, ids.len(), &mut scratch, &mut out);
-        Ok(out)
+        self.aligner.forward(pool, codes, ids.len(), inner, aligned);
+        out.extend_from_slice(aligned);
+        Ok(())
     }
 }

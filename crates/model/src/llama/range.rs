@@ -231,25 +231,26 @@ impl LlamaRange {
         scratch.mixed.resize(rows * queries, 0.0);
         scratch.gate_up.resize(rows * 2 * spec.intermediate, 0.0);
         scratch.inner.resize(rows * spec.intermediate, 0.0);
+        let (hidden, inner) = (spec.hidden, spec.intermediate);
+        let norm = |x: &[f32], weight: &[f32], out: &mut [f32]| {
+            pool.map_rows(x, hidden, out, hidden, |x, out| rms_norm(x, weight, spec.rms_eps, out));
+        };
+        let add = |delta: &[f32], x: &mut [f32]| pool.map_rows(delta, hidden, x, hidden, |delta, x| add_assign(x, delta));
         for (i, layer) in self.layers.iter().enumerate() {
-            rms_norm(x, &layer.attention_norm, spec.rms_eps, &mut scratch.normed);
+            norm(x, &layer.attention_norm, &mut scratch.normed);
             linear(pool, &scratch.normed, &layer.qkv, None, &mut scratch.qkv);
-            for (row, &AttnRow { slot, position }) in scratch.qkv.chunks_exact_mut(width).zip(&scratch.rows) {
-                let (query, rest) = row.split_at_mut(queries);
-                let (key, value) = rest.split_at_mut(keys);
-                self.rope.apply(query, spec.heads, position);
-                self.rope.apply(key, spec.kv_heads, position);
-                self.cache.append(i, slot, position, key, value)?;
-            }
+            self.rope.apply_rows(pool, &mut scratch.qkv, width, spec.heads + spec.kv_heads, &scratch.rows);
+            let (key, value) = (&scratch.qkv[queries..], &scratch.qkv[queries + keys..]);
+            self.cache.append_rows(pool, i, &scratch.rows, Rows::new(key, width), Rows::new(value, width))?;
             attention(pool, Rows::new(&scratch.qkv, width), &scratch.rows, spec.heads, &self.cache, i, &mut scratch.mixed);
             linear(pool, &scratch.mixed, &layer.output, None, &mut scratch.delta);
-            add_assign(x, &scratch.delta);
+            add(&scratch.delta, x);
 
-            rms_norm(x, &layer.mlp_norm, spec.rms_eps, &mut scratch.normed);
+            norm(x, &layer.mlp_norm, &mut scratch.normed);
             linear(pool, &scratch.normed, &layer.gate_up, None, &mut scratch.gate_up);
-            silu_mul(&scratch.gate_up, spec.intermediate, &mut scratch.inner);
+            pool.map_rows(&scratch.gate_up, 2 * inner, &mut scratch.inner, inner, |x, out| silu_mul(x, inner, out));
             linear(pool, &scratch.inner, &layer.down, None, &mut scratch.delta);
-            add_assign(x, &scratch.delta);
+            add(&scratch.delta, x);
         }
         Ok(())
     }

@@ -100,6 +100,20 @@ impl Llm {
         }
     }
 
+    /// Rows of text ids.
+    pub fn text(&self, ids: &[u32]) -> Vec<f32> {
+        let mut rows = Vec::new();
+        self.embeddings.text(ids, &mut rows).unwrap();
+        rows
+    }
+
+    /// Rows of image ids.
+    pub fn image(&self, ids: &[u32]) -> Vec<f32> {
+        let mut rows = Vec::new();
+        self.embeddings.image(&self.pool, ids, &mut rows).unwrap();
+        rows
+    }
+
     pub fn open(&mut self, slot: usize, capacity: usize) {
         self.stages.iter_mut().for_each(|s| s.open(slot, capacity).unwrap());
     }
@@ -127,7 +141,7 @@ pub fn understanding_input(form: &str, llm: &Llm, ids: &[u32], pictures: &[usize
     let tokenizer = Tokenizer::load(&checkpoint.files, &checkpoint.spec).unwrap();
     let aligned = Golden::open("vision").f32("aligned");
     let per_picture = aligned.len() / 2;
-    let mut x = llm.embeddings.text(ids).unwrap();
+    let mut x = llm.text(ids);
     let places: Vec<usize> = (0..ids.len()).filter(|&i| ids[i] == tokenizer.special().image_placeholder).collect();
     let features: Vec<f32> =
         pictures.iter().flat_map(|&p| aligned[p * per_picture..(p + 1) * per_picture].iter().copied()).collect();

@@ -22,6 +22,7 @@ pub use keyring::{Files, Keyring, Pem};
 pub use peer::{Peer, Role, Roles};
 
 use crate::Error;
+use crate::channel::FIRST_WORDS;
 use crate::line::Line;
 use keyring::{Loaded, provider};
 use verify::{ByRole, Doorkeeper};
@@ -89,14 +90,18 @@ fn client_config(loaded: &Loaded, roles: Roles) -> Result<Arc<ClientConfig>, rus
     Ok(Arc::new(config))
 }
 
-/// Shakes hands with the server at `host`, and waits for its first byte: only then has it looked at our certificate.
+/// Shakes hands with the server at `host`, and waits for its first byte: only then has it looked at our certificate. One
+/// that speaks HTTP/1.1 too waits for ours, and is not waited for long.
 pub(crate) async fn connect(keyring: &Keyring, roles: Roles, stream: TcpStream, host: &str) -> io::Result<Line> {
     let config = client_config(&keyring.current(), roles).map_err(|e| io::Error::other(e.to_string()))?;
     let name = ServerName::try_from(host.to_owned()).map_err(|_| io::Error::other("its host is no name"))?;
     let said = |e: io::Error| io::Error::new(e.kind(), words::for_client(&e));
     let mut stream = TlsConnector::from(config).connect(name, stream).await.map_err(said)?;
     let mut first = [0; 64];
-    let read = stream.read(&mut first).await.map_err(said)?;
+    let Ok(read) = tokio::time::timeout(FIRST_WORDS, stream.read(&mut first)).await else {
+        return Ok(Line::tls(TlsStream::Client(stream), &[]));
+    };
+    let read = read.map_err(said)?;
     if read == 0 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection after the TLS handshake"));
     }

@@ -43,8 +43,8 @@ pub trait Compute: Send + 'static {
     fn embed(&mut self, input: &Input, features: &Features, out: &mut Vec<f32>) -> Result<(), String>;
     /// Runs the layers over the rows of all spans in place.
     fn forward(&mut self, spans: &[Span], x: &mut [f32]) -> Result<(), String>;
-    /// Last stage: draws the id of every job from its hidden rows, which follow one another.
-    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32]) -> Vec<Result<u32, String>>;
+    /// Last stage: draws the id of every job from its hidden rows, which follow one another, and appends them to `out`.
+    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32], out: &mut Vec<Result<u32, String>>);
     /// Bytes of weights held.
     fn weight_bytes(&self) -> usize;
     /// Bytes of weights that every step reads: those of the layers, without tables and heads.
@@ -77,6 +77,16 @@ pub struct ModelCompute {
     llm: LlamaRange,
     embeddings: Option<Arc<Embeddings>>,
     heads: Option<Heads>,
+    drawing: Drawing,
+}
+
+/// Rows and logits of the ids to draw; they only ever grow, so a steady step allocates nothing.
+#[derive(Default)]
+struct Drawing {
+    image_rows: Vec<f32>,
+    text_rows: Vec<f32>,
+    text: Vec<f32>,
+    guided: Vec<f32>,
 }
 
 impl ModelCompute {
@@ -97,6 +107,7 @@ impl ModelCompute {
             hidden: checkpoint.spec.llm.hidden,
             total_layers,
             pool,
+            drawing: Drawing::default(),
         })
     }
 }
@@ -109,7 +120,8 @@ impl ModelCompute {
         embeddings: Option<Arc<Embeddings>>,
         heads: Option<Heads>,
     ) -> Self {
-        ModelCompute { pool, total_layers: spec.layers, hidden: spec.hidden, llm, embeddings, heads }
+        let (total_layers, hidden) = (spec.layers, spec.hidden);
+        ModelCompute { pool, total_layers, hidden, llm, embeddings, heads, drawing: Drawing::default() }
     }
 
     /// Computes in `workspace`, with the other stages of this process.
@@ -158,8 +170,8 @@ impl Compute for ModelCompute {
         };
         for piece in &input.pieces {
             match &piece.piece {
-                Some(Piece::Text(ids)) => out.extend(embeddings.text(&ids.ids).map_err(|e| e.to_string())?),
-                Some(Piece::Image(ids)) => out.extend(embeddings.image(&self.pool, &ids.ids).map_err(|e| e.to_string())?),
+                Some(Piece::Text(ids)) => embeddings.text(&ids.ids, out).map_err(|e| e.to_string())?,
+                Some(Piece::Image(ids)) => embeddings.image(&self.pool, &ids.ids, out).map_err(|e| e.to_string())?,
                 Some(Piece::Features(span)) => {
                     let rows = features.get(&span.handle).ok_or_else(|| super::core::FEATURES_MISSING.to_owned())?;
                     let first = span.first as usize * self.hidden;
@@ -181,45 +193,44 @@ impl Compute for ModelCompute {
         self.llm.forward(&self.pool, spans, x).map_err(|e| e.to_string())
     }
 
-    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32]) -> Vec<Result<u32, String>> {
+    fn sample(&mut self, jobs: &[SampleJob], rows: &[f32], out: &mut Vec<Result<u32, String>>) {
         let Some(heads) = &mut self.heads else {
-            return jobs.iter().map(|_| Err("this stage holds no heads".to_owned())).collect();
+            return out.extend(jobs.iter().map(|_| Err("this stage holds no heads".to_owned())));
         };
         // All image rows go through the image head together, all text rows through the text head: each is read once.
         let hidden = self.hidden;
-        let (mut image_rows, mut text_rows) = (Vec::new(), Vec::new());
+        let Drawing { image_rows, text_rows, text, guided } = &mut self.drawing;
+        (image_rows.clear(), text_rows.clear(), text.clear());
         let mut rest = rows;
         for job in jobs {
             let (mine, others) = rest.split_at(hidden * branches(job.kind));
             rest = others;
-            let side = if job.kind == Kind::Text { &mut text_rows } else { &mut image_rows };
+            let side = if job.kind == Kind::Text { &mut *text_rows } else { &mut *image_rows };
             side.extend_from_slice(mine);
         }
-        let logits = |rows: &[f32], logits: &[f32]| (logits.to_vec(), logits.len() / (rows.len() / hidden).max(1));
-        let (image, codes) = match image_rows.is_empty() {
-            true => (Vec::new(), 1),
-            false => logits(&image_rows, heads.image_logits(&self.pool, &image_rows)),
-        };
-        let (text, vocab) = match text_rows.is_empty() {
-            true => (Vec::new(), 1),
-            false => logits(&text_rows, heads.text_logits(&self.pool, &text_rows)),
-        };
+        // Width of a row of logits; whatever there is none of has no rows.
+        let width = |logits: usize, rows: usize| (logits * hidden).checked_div(rows).unwrap_or(1);
+        if !text_rows.is_empty() {
+            text.extend_from_slice(heads.text_logits(&self.pool, text_rows));
+        }
+        let vocab = width(text.len(), text_rows.len());
+        let image: &[f32] = if image_rows.is_empty() { &[] } else { heads.image_logits(&self.pool, image_rows) };
+        let codes = width(image.len(), image_rows.len());
         let (mut image, mut text) = (image.chunks_exact(codes), text.chunks_exact(vocab));
-        let mut guided = Vec::new();
         let mut draw = |job: &SampleJob| -> Option<Result<u32, String>> {
             let drawn = match job.kind {
                 Kind::Text => sample(text.next()?, &parameters(&job.sampling), job.index.into()),
                 Kind::Pair => {
                     let (cond, uncond) = (image.next()?, image.next()?);
                     guided.resize(cond.len(), 0.0);
-                    janus_kernels::guidance(cond, uncond, job.sampling.cfg_weight, &mut guided);
-                    sample(&guided, &parameters(&job.sampling), job.index.into())
+                    janus_kernels::guidance(cond, uncond, job.sampling.cfg_weight, guided);
+                    sample(guided, &parameters(&job.sampling), job.index.into())
                 }
                 _ => sample(image.next()?, &parameters(&job.sampling), job.index.into()),
             };
             Some(drawn.map_err(|e| e.to_string()))
         };
-        jobs.iter().map(|job| draw(job).unwrap_or_else(|| Err("its logits are missing".to_owned()))).collect()
+        out.extend(jobs.iter().map(|job| draw(job).unwrap_or_else(|| Err("its logits are missing".to_owned()))));
     }
 
     fn weight_bytes(&self) -> usize {

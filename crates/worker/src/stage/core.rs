@@ -8,8 +8,8 @@ use janus_wire::v1::{
     FrameBody, Input, Kind, Mode, Sampling, SlotOp, StepResult, TokenLog, Unit, UnitResult, piece::Piece, slot_op::Op,
 };
 
+use super::Features;
 use super::compute::{Compute, SampleJob, branches};
-use super::{Features, compute};
 
 /// Operations on one slot in one frame: kept, closed, opened, truncated, and two branches copied.
 const OPERATIONS: usize = 6;
@@ -480,11 +480,11 @@ impl<C: Compute> StageCore<C> {
                 jobs.push(SampleJob { kind: slot.kind, sampling: slot.sampling, index });
             }
         }
-        let mut drawn = match jobs.is_empty() {
-            true => Vec::new(),
-            false => compute::Compute::sample(&mut self.compute, &jobs, &ends),
+        let mut drawn = Vec::with_capacity(jobs.len());
+        if !jobs.is_empty() {
+            self.compute.sample(&jobs, &ends, &mut drawn);
         }
-        .into_iter();
+        let mut drawn = drawn.into_iter();
         let units = body.units.iter().map(|unit| {
             let length = self.slots.get(unit.slot as usize).and_then(Option::as_ref).map_or(0, |s| s.length() as u32);
             let mut result =

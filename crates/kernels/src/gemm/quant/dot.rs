@@ -1,4 +1,5 @@
-//! Four-byte dot products per output lane, as each instruction set does them. All are exact, so they agree.
+//! Integer dot products per output lane, as each instruction set does them: four inputs of q4, two of q8 at a time. All
+//! are exact, so they agree.
 
 use crate::simd::{Lanes, ScalarLanes};
 
@@ -12,22 +13,26 @@ pub(super) trait Dot: Lanes {
     const TALL: usize;
     type Weight: Copy;
     type Acc: Copy;
+    /// Two 16-bit halves for each output.
+    type Wide: Copy;
 
     unsafe fn start() -> Self::Acc;
-    /// Weights of q8: `N` x 4 signed bytes.
-    unsafe fn bytes(from: *const u8) -> Self::Weight;
-    /// Weights of q4: `N` x 4 bytes as (low nibbles, high nibbles), offset by 8.
+    /// `N` x 4 bytes of weights as (low nibbles, high nibbles), offset by 8.
     unsafe fn nibbles(from: *const u8) -> (Self::Weight, Self::Weight);
-    /// Adds q8 weights times the four codes at `x`.
-    unsafe fn dot8(acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc;
-    /// Adds q4 weights (with their offset) times the four codes at `x`; at most 8 times from [`start`](Self::start).
-    unsafe fn dot4(acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc;
-    /// The q8 sum; `codes` is the sum of all codes it took.
-    unsafe fn total8(acc: Self::Acc, codes: i32) -> Self;
-    /// The q4 sum, its offset undone.
-    unsafe fn total4(acc: Self::Acc, codes: i32) -> Self;
-    /// Widens `N` bf16.
-    unsafe fn bf16(from: *const u16) -> Self;
+    /// Adds weights (with their offset) times the four codes at `x`; at most 8 times from [`start`](Self::start).
+    unsafe fn dot(acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc;
+    /// The sum of q4, the weights' offset undone; `codes` is the sum of all codes it took.
+    unsafe fn total(acc: Self::Acc, codes: i32) -> Self;
+    /// `N` x 2 bytes, widened to 16 bits each.
+    unsafe fn widen(from: *const u8) -> Self::Wide;
+    /// Doubles every half.
+    unsafe fn double(bits: Self::Wide) -> Self::Wide;
+    /// Weights of q8: bytes at `low`, the ninth bit that of `bits`.
+    unsafe fn join(low: *const u8, bits: Self::Wide) -> Self::Wide;
+    /// Adds q8 weights (with their offset of 256) times the two codes at `x`.
+    unsafe fn dot9(acc: Self::Acc, w: Self::Wide, x: *const i16) -> Self::Acc;
+    /// The sum of q8, the weights' offset undone; `codes` is the sum of all codes it took.
+    unsafe fn total9(acc: Self::Acc, codes: i32) -> Self;
 }
 
 impl Dot for ScalarLanes {
@@ -35,15 +40,11 @@ impl Dot for ScalarLanes {
     const TALL: usize = 4;
     type Weight = [i8; 32];
     type Acc = [i32; 8];
+    type Wide = [i16; 16];
 
     #[inline(always)]
     unsafe fn start() -> Self::Acc {
         [0; 8]
-    }
-    #[inline(always)]
-    unsafe fn bytes(from: *const u8) -> Self::Weight {
-        // SAFETY: by the trait's contract.
-        unsafe { from.cast::<[i8; 32]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn nibbles(from: *const u8) -> (Self::Weight, Self::Weight) {
@@ -52,7 +53,7 @@ impl Dot for ScalarLanes {
         (raw.map(|byte| (byte & 15) as i8), raw.map(|byte| (byte >> 4) as i8))
     }
     #[inline(always)]
-    unsafe fn dot8(mut acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc {
+    unsafe fn dot(mut acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc {
         // SAFETY: by the trait's contract.
         let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() };
         for lane in 0..8 {
@@ -63,22 +64,38 @@ impl Dot for ScalarLanes {
         acc
     }
     #[inline(always)]
-    unsafe fn dot4(acc: Self::Acc, w: Self::Weight, x: *const i8) -> Self::Acc {
-        // SAFETY: forwarded.
-        unsafe { Self::dot8(acc, w, x) }
-    }
-    #[inline(always)]
-    unsafe fn total8(acc: Self::Acc, _codes: i32) -> Self {
-        Self(acc.map(|sum| sum as f32))
-    }
-    #[inline(always)]
-    unsafe fn total4(acc: Self::Acc, codes: i32) -> Self {
+    unsafe fn total(acc: Self::Acc, codes: i32) -> Self {
         Self(acc.map(|sum| (sum - 8 * codes) as f32))
     }
     #[inline(always)]
-    unsafe fn bf16(from: *const u16) -> Self {
+    unsafe fn widen(from: *const u8) -> Self::Wide {
         // SAFETY: by the trait's contract.
-        Self(unsafe { from.cast::<[u16; 8]>().read_unaligned() }.map(crate::packed::bf16_to_f32))
+        unsafe { from.cast::<[u8; 16]>().read_unaligned() }.map(i16::from)
+    }
+    #[inline(always)]
+    unsafe fn double(bits: Self::Wide) -> Self::Wide {
+        bits.map(|bits| bits << 1)
+    }
+    #[inline(always)]
+    unsafe fn join(low: *const u8, bits: Self::Wide) -> Self::Wide {
+        // SAFETY: forwarded.
+        let low = unsafe { Self::widen(low) };
+        std::array::from_fn(|i| low[i] | (bits[i] & 256))
+    }
+    #[inline(always)]
+    unsafe fn dot9(mut acc: Self::Acc, w: Self::Wide, x: *const i16) -> Self::Acc {
+        // SAFETY: by the trait's contract.
+        let x = unsafe { x.cast::<[i16; 2]>().read_unaligned() };
+        for lane in 0..8 {
+            for i in 0..2 {
+                acc[lane] += i32::from(w[lane * 2 + i]) * i32::from(x[i]);
+            }
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn total9(acc: Self::Acc, codes: i32) -> Self {
+        Self(acc.map(|sum| (sum - 256 * codes) as f32))
     }
 }
 
@@ -100,14 +117,11 @@ mod x86 {
         const TALL: usize = 4;
         type Weight = __m256i;
         type Acc = __m256i;
+        type Wide = __m256i;
 
         #[inline(always)]
         unsafe fn start() -> __m256i {
             unsafe { _mm256_setzero_si256() }
-        }
-        #[inline(always)]
-        unsafe fn bytes(from: *const u8) -> __m256i {
-            unsafe { _mm256_loadu_si256(from.cast()) }
         }
         #[inline(always)]
         unsafe fn nibbles(from: *const u8) -> (__m256i, __m256i) {
@@ -117,36 +131,36 @@ mod x86 {
                 (_mm256_and_si256(raw, low), _mm256_and_si256(_mm256_srli_epi16::<4>(raw), low))
             }
         }
-        /// |w| as unsigned times x with w's sign: pairs stay below 2 * 127 * 127, so nothing saturates.
-        #[inline(always)]
-        unsafe fn dot8(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
-            unsafe {
-                let signed = _mm256_sign_epi8(_mm256_set1_epi32(four(x)), w);
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), signed);
-                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            }
-        }
         /// Sums of pairs stay 16 bits wide for the whole block: 8 * 2 * 15 * 127 is below 2^15.
         #[inline(always)]
-        unsafe fn dot4(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
+        unsafe fn dot(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
             unsafe { _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, _mm256_set1_epi32(four(x)))) }
         }
         #[inline(always)]
-        unsafe fn total8(acc: __m256i, _codes: i32) -> Self {
-            unsafe { _mm256_cvtepi32_ps(acc) }
+        unsafe fn widen(from: *const u8) -> __m256i {
+            unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(from.cast())) }
         }
         #[inline(always)]
-        unsafe fn total4(acc: __m256i, codes: i32) -> Self {
+        unsafe fn double(bits: __m256i) -> __m256i {
+            unsafe { _mm256_add_epi16(bits, bits) }
+        }
+        #[inline(always)]
+        unsafe fn join(low: *const u8, bits: __m256i) -> __m256i {
+            unsafe { _mm256_or_si256(Self::widen(low), _mm256_and_si256(bits, _mm256_set1_epi16(256))) }
+        }
+        #[inline(always)]
+        unsafe fn dot9(acc: __m256i, w: __m256i, x: *const i16) -> __m256i {
+            unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(four(x.cast())))) }
+        }
+        #[inline(always)]
+        unsafe fn total9(acc: __m256i, codes: i32) -> Self {
+            unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(acc, _mm256_set1_epi32(256 * codes))) }
+        }
+        #[inline(always)]
+        unsafe fn total(acc: __m256i, codes: i32) -> Self {
             unsafe {
                 let sum = _mm256_madd_epi16(acc, _mm256_set1_epi16(1));
                 _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, _mm256_set1_epi32(8 * codes)))
-            }
-        }
-        #[inline(always)]
-        unsafe fn bf16(from: *const u16) -> Self {
-            unsafe {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             }
         }
     }
@@ -156,15 +170,11 @@ mod x86 {
         const TALL: usize = 8;
         type Weight = __m512i;
         type Acc = __m512i;
+        type Wide = __m512i;
 
         #[inline(always)]
         unsafe fn start() -> __m512i {
             unsafe { _mm512_setzero_si512() }
-        }
-        /// As unsigned bytes, offset by 128.
-        #[inline(always)]
-        unsafe fn bytes(from: *const u8) -> __m512i {
-            unsafe { _mm512_xor_si512(_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(-128)) }
         }
         #[inline(always)]
         unsafe fn nibbles(from: *const u8) -> (__m512i, __m512i) {
@@ -175,27 +185,33 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn dot8(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
+        unsafe fn dot(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
             unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four(x))) }
         }
         #[inline(always)]
-        unsafe fn dot4(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
-            unsafe { Self::dot8(acc, w, x) }
+        unsafe fn widen(from: *const u8) -> __m512i {
+            unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256(from.cast())) }
         }
         #[inline(always)]
-        unsafe fn total8(acc: __m512i, codes: i32) -> Self {
-            unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_set1_epi32(128 * codes))) }
+        unsafe fn double(bits: __m512i) -> __m512i {
+            unsafe { _mm512_add_epi16(bits, bits) }
         }
         #[inline(always)]
-        unsafe fn total4(acc: __m512i, codes: i32) -> Self {
+        unsafe fn join(low: *const u8, bits: __m512i) -> __m512i {
+            // (bits and 256) or low.
+            unsafe { _mm512_ternarylogic_epi32::<0xea>(bits, _mm512_set1_epi16(256), Self::widen(low)) }
+        }
+        #[inline(always)]
+        unsafe fn dot9(acc: __m512i, w: __m512i, x: *const i16) -> __m512i {
+            unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(four(x.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn total9(acc: __m512i, codes: i32) -> Self {
+            unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_set1_epi32(256 * codes))) }
+        }
+        #[inline(always)]
+        unsafe fn total(acc: __m512i, codes: i32) -> Self {
             unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_set1_epi32(8 * codes))) }
-        }
-        #[inline(always)]
-        unsafe fn bf16(from: *const u16) -> Self {
-            unsafe {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-            }
         }
     }
 }
@@ -214,14 +230,11 @@ mod neon {
         const TALL: usize = 4;
         type Weight = int8x16_t;
         type Acc = int32x4_t;
+        type Wide = int16x8_t;
 
         #[inline(always)]
         unsafe fn start() -> int32x4_t {
             unsafe { vdupq_n_s32(0) }
-        }
-        #[inline(always)]
-        unsafe fn bytes(from: *const u8) -> int8x16_t {
-            unsafe { vld1q_s8(from.cast()) }
         }
         #[inline(always)]
         unsafe fn nibbles(from: *const u8) -> (int8x16_t, int8x16_t) {
@@ -232,7 +245,7 @@ mod neon {
             }
         }
         #[inline(always)]
-        unsafe fn dot8(acc: int32x4_t, w: int8x16_t, x: *const i8) -> int32x4_t {
+        unsafe fn dot(acc: int32x4_t, w: int8x16_t, x: *const i8) -> int32x4_t {
             unsafe {
                 let x = vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));
                 let low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
@@ -241,20 +254,33 @@ mod neon {
             }
         }
         #[inline(always)]
-        unsafe fn dot4(acc: int32x4_t, w: int8x16_t, x: *const i8) -> int32x4_t {
-            unsafe { Self::dot8(acc, w, x) }
+        unsafe fn widen(from: *const u8) -> int16x8_t {
+            unsafe { vreinterpretq_s16_u16(vmovl_u8(vld1_u8(from))) }
         }
         #[inline(always)]
-        unsafe fn total8(acc: int32x4_t, _codes: i32) -> Self {
-            unsafe { vcvtq_f32_s32(acc) }
+        unsafe fn double(bits: int16x8_t) -> int16x8_t {
+            unsafe { vaddq_s16(bits, bits) }
         }
         #[inline(always)]
-        unsafe fn total4(acc: int32x4_t, codes: i32) -> Self {
+        unsafe fn join(low: *const u8, bits: int16x8_t) -> int16x8_t {
+            unsafe { vorrq_s16(Self::widen(low), vandq_s16(bits, vdupq_n_s16(256))) }
+        }
+        #[inline(always)]
+        unsafe fn dot9(acc: int32x4_t, w: int16x8_t, x: *const i16) -> int32x4_t {
+            unsafe {
+                let x = vreinterpretq_s16_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));
+                let low = vmull_s16(vget_low_s16(w), vget_low_s16(x));
+                let high = vmull_s16(vget_high_s16(w), vget_high_s16(x));
+                vaddq_s32(acc, vpaddq_s32(low, high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn total9(acc: int32x4_t, codes: i32) -> Self {
+            unsafe { vcvtq_f32_s32(vsubq_s32(acc, vdupq_n_s32(256 * codes))) }
+        }
+        #[inline(always)]
+        unsafe fn total(acc: int32x4_t, codes: i32) -> Self {
             unsafe { vcvtq_f32_s32(vsubq_s32(acc, vdupq_n_s32(8 * codes))) }
-        }
-        #[inline(always)]
-        unsafe fn bf16(from: *const u16) -> Self {
-            unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from))) }
         }
     }
 }
