@@ -63,8 +63,9 @@ async fn every_part_is_replaced_by_another_version_and_back_under_load() {
 
 /// The other version.
 fn other() -> PathBuf {
-    let named = std::env::var_os("JANUS_OTHER").map(PathBuf::from);
-    let other = named.expect("this test needs another version's program: set JANUS_OTHER (tests/run builds one)");
+    let Some(other) = std::env::var_os("JANUS_OTHER").map(PathBuf::from) else {
+        panic!("this test needs another version's program: set JANUS_OTHER (tests/run builds one)");
+    };
     let path = other.canonicalize().unwrap_or_else(|e| panic!("JANUS_OTHER={}: {e}", other.display()));
     assert_ne!(std::fs::read(&path).unwrap(), std::fs::read(binary()).unwrap(), "JANUS_OTHER is the program under test");
     path
