@@ -244,7 +244,8 @@ impl Cluster {
         let start = |name: &str, args: &[&str]| {
             let part = Part::start(dir.path(), name, &[args, &["--name", name], &common].concat());
             // It says so when it is there.
-            (part.line(), part).1
+            part.line();
+            part
         };
         let mut parts = Vec::new();
         for (i, (threads, memory)) in workers.iter().enumerate() {

@@ -23,6 +23,8 @@ const STAGES: [&str; 3] = ["stage-0", "stage-1", "stage-2"];
 const PAINTERS: [&str; 2] = ["encoder", "decoder"];
 const COORDINATORS: [&str; 2] = ["coordinator-0", "coordinator-1"];
 const GATEWAYS: [&str; 2] = ["gateway-0", "gateway-1"];
+/// A gateway that is about to end is sent nothing new from so long before: the chart's `preStop`.
+const PRE_STOP: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_part_is_replaced_by_another_version_and_back_under_load() {
@@ -61,8 +63,9 @@ async fn every_part_is_replaced_by_another_version_and_back_under_load() {
 
 /// The other version.
 fn other() -> PathBuf {
-    let named = std::env::var_os("JANUS_OTHER").map(PathBuf::from);
-    let other = named.expect("this test needs another version's program: set JANUS_OTHER (tests/run builds one)");
+    let Some(other) = std::env::var_os("JANUS_OTHER").map(PathBuf::from) else {
+        panic!("this test needs another version's program: set JANUS_OTHER (tests/run builds one)");
+    };
     let path = other.canonicalize().unwrap_or_else(|e| panic!("JANUS_OTHER={}: {e}", other.display()));
     assert_ne!(std::fs::read(&path).unwrap(), std::fs::read(binary()).unwrap(), "JANUS_OTHER is the program under test");
     path
@@ -75,6 +78,7 @@ struct Cluster {
     parts: BTreeMap<&'static str, Part>,
     /// Of coordinators and gateways, by name.
     addresses: BTreeMap<&'static str, String>,
+    service: Service,
     _place: Place,
 }
 
@@ -84,8 +88,9 @@ impl Cluster {
         let etcd = Etcd::start(Version::V34).await;
         let dir = tempfile::Builder::new().prefix("janus-upgrade-").tempdir().unwrap();
         let address = |name| (name, format!("127.0.0.1:{}", free_ports()));
-        let addresses = COORDINATORS.into_iter().chain(GATEWAYS).map(address).collect();
-        let mut cluster = Cluster { etcd, dir, parts: BTreeMap::new(), addresses, _place: place };
+        let addresses: BTreeMap<_, _> = COORDINATORS.into_iter().chain(GATEWAYS).map(address).collect();
+        let service = Arc::new(Mutex::new(GATEWAYS.map(|name| addresses[name].clone()).to_vec()));
+        let mut cluster = Cluster { etcd, dir, parts: BTreeMap::new(), addresses, service, _place: place };
         let all = [&STAGES[..], &PAINTERS, &COORDINATORS, &GATEWAYS].concat();
         all.iter().for_each(|name| cluster.run(name, program));
         for name in all {
@@ -112,12 +117,18 @@ impl Cluster {
 
     /// Asks a part to end, waits until it has, and starts it in another version.
     async fn replace(&mut self, name: &'static str, program: &Path) {
+        let gateway = self.addresses.get(name).filter(|_| GATEWAYS.contains(&name)).cloned();
+        if let Some(gateway) = &gateway {
+            self.service.lock().unwrap().retain(|known| known != gateway);
+            tokio::time::sleep(PRE_STOP).await;
+        }
         let part = self.parts.get_mut(name).unwrap();
         part.signal("TERM");
         let ended = part.ends(LONG).await;
         assert!(ended.success(), "{name} ended with {ended}\n{}", part.tail());
         self.run(name, program);
         self.is_there(name).await;
+        self.service.lock().unwrap().extend(gateway);
     }
 
     /// Waits until it does its work, and all others theirs.
@@ -155,6 +166,9 @@ async fn is_ready(address: &str) {
     }
 }
 
+/// Gateways that are sent new requests, as a Service of Kubernetes knows them.
+type Service = Arc<Mutex<Vec<String>>>;
+
 /// A connection for each request, as a proxy in front of gateways that come and go would have it.
 fn http() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -179,22 +193,24 @@ struct Load {
 }
 
 impl Load {
-    /// The last ones ask by HTTP, each at another gateway first.
+    /// The last ones ask by HTTP, each at another gateway while there are two.
     fn begin(cluster: &Cluster, asks: &[Ask], expected: &[Answer]) -> Load {
         let mut load = Load { callers: JoinSet::new(), over: CancellationToken::new(), done: Vec::new() };
         let by_grpc = asks.len() - GATEWAYS.len();
         for (i, (ask, expected)) in asks.iter().zip(expected).enumerate() {
             let (ask, expected, over) = (ask.clone(), expected.clone(), load.over.clone());
-            let mut gateways = GATEWAYS.map(|name| cluster.addresses[name].clone());
-            gateways.rotate_left(i.saturating_sub(by_grpc));
-            let endpoints = cluster.coordinators();
+            let (endpoints, service) = (cluster.coordinators(), cluster.service.clone());
             let done = Arc::new(Mutex::new(Vec::new()));
             load.done.push(done.clone());
             load.callers.spawn(async move {
                 while !over.is_cancelled() {
                     let begun = Instant::now();
                     let resumed = if i >= by_grpc {
-                        paint_by_http(&gateways, &ask, &expected).await;
+                        let gateway = {
+                            let known = service.lock().unwrap();
+                            known[i % known.len()].clone()
+                        };
+                        paint_by_http(&gateway, &ask, &expected).await;
                         0
                     } else {
                         let course = Caller::begin(&endpoints, &ask).end().await;
@@ -231,23 +247,13 @@ impl Load {
     }
 }
 
-/// A picture by the first gateway that takes connections; whichever does must answer.
-async fn paint_by_http(gateways: &[String], ask: &Ask, expected: &Answer) {
+async fn paint_by_http(gateway: &str, ask: &Ask, expected: &Answer) {
     let Ask::Paint(request) = ask else { panic!("{ask:?} is no picture") };
     let wanted = json!({ "prompt": request.prompt, "seed": request.seed });
-    for gateway in gateways.iter().cycle().take(100) {
-        let response = match http().post(format!("http://{gateway}/v1/images/generations")).json(&wanted).send().await {
-            Err(error) if error.is_connect() => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-            response => response.unwrap(),
-        };
-        let status = response.status();
-        let painted: Value = response.json().await.unwrap();
-        assert_eq!(status, 200, "{painted}");
-        assert_eq!(painted["data"][0]["sha256"], janus_wire::hello::hex(&expected.sha256[0]), "{painted}");
-        return;
-    }
-    panic!("no gateway takes connections");
+    let url = format!("http://{gateway}/v1/images/generations");
+    let response = http().post(url).json(&wanted).send().await.unwrap();
+    let status = response.status();
+    let painted: Value = response.json().await.unwrap();
+    assert_eq!(status, 200, "{painted}");
+    assert_eq!(painted["data"][0]["sha256"], janus_wire::hello::hex(&expected.sha256[0]), "{painted}");
 }
