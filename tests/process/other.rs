@@ -6,20 +6,26 @@ use janus_coordinator::conduct::GIVEN_UP;
 use janus_wire::v1::{GenerateImageRequest, Image};
 use serde_json::Value;
 
-use crate::asks::{begin, end, guided, question, red_circle, undisturbed, undisturbed_with};
+use crate::asks::{begin, end, question, red_circle, undisturbed, undisturbed_with};
 use crate::client::{Ask, paint};
 use crate::membership::Hand;
 use crate::support::json;
 use crate::up::{member, ready, stages};
 
 const SLOW: [&str; 3] = ["--test", "--test-step-delay-ms", "60"];
+const PROMPT: &str = "a red circle left of a blue square";
 const OTHER: [&str; 2] = ["--weights", "q8"];
+
+/// Hot enough that the least difference shows.
+const TEMPERATURE: f32 = 5.0;
 
 /// Pictures, one below rows that are given, and an answer.
 fn asks() -> Vec<Ask> {
+    let hot = |request| GenerateImageRequest { temperature: Some(TEMPERATURE), ..request };
     let image = Some(Image { data: red_circle().into(), ..Image::default() });
+    let two = GenerateImageRequest { n: 2, seed: 0, ..paint(PROMPT) };
     let below = GenerateImageRequest { init_image: image, keep_rows: 3, seed: 5, ..paint("a red circle") };
-    vec![guided("a red circle left of a blue square", 2, 0), Ask::Paint(below), question()]
+    vec![Ask::Paint(hot(two)), Ask::Paint(hot(below)), question()]
 }
 
 /// One worker that computes, and another one that would compute something else.
@@ -42,9 +48,9 @@ async fn with_leave_requests_begin_again_where_only_other_numerics_are_left() {
     let mut callers = begin(&hand.endpoint, &asks);
     let dir = tempfile::tempdir().unwrap();
     let (path, endpoint) = (dir.path().to_owned(), hand.endpoint.clone());
-    let prompt = "a red circle left of a blue square";
     let words = tokio::task::spawn_blocking(move || {
-        json(&path, &["generate", prompt, "--seed", "0", "--endpoint", &endpoint, "--json", "-o", "picture.png"])
+        let ask = ["generate", PROMPT, "--seed", "0", "--temperature", "5", "--endpoint", &endpoint];
+        json(&path, &[&ask[..], &["--json", "-o", "picture.png"]].concat())
     });
     callers[0].reaches(10).await;
     drop(hand.parts.remove("first"));

@@ -403,7 +403,7 @@ impl World {
             let there = |node: &&Node| node.process.alive && !node.draining && node.numerics == numerics;
             self.nodes.iter().filter(there).map(|node| node.memory).sum::<u64>() >= 100 * LAYERS as u64
         };
-        // Where nothing ever ran, nothing is given up.
+        // Where nothing was ever placed, nothing is given up.
         let ran = !self.store.plans.is_empty() || self.store.numerics.is_some();
         let enough = room(NUMERICS[0]) || (self.may_restart() && ran && room(NUMERICS[1]));
         for n in 0..self.nodes.len() {

@@ -130,7 +130,7 @@ pub struct Conductor {
     apart: BTreeMap<(String, String), Now>,
     asking: BTreeSet<String>,
     pipelines: Vec<Pipeline>,
-    /// Something ran before, here or under a predecessor.
+    /// Something was placed before, here or under a predecessor.
     worked: bool,
     /// Since when nothing of our numerics could run, and whether that was said.
     hopeless: Option<Now>,
@@ -194,7 +194,6 @@ impl Conductor {
             Event::Members(members) => self.members(now, members, &mut actions),
             Event::Ready { pipeline, epoch } => {
                 if self.pipelines.get_mut(pipeline).is_some_and(|p| p.ready(epoch)) {
-                    self.worked = true;
                     // Whoever waits for nodes may have found nobody ready to take its units.
                     let parked = (0..self.pipelines.len()).filter(|i| self.pipelines[*i].parked);
                     actions.extend(parked.map(Action::Parked));
@@ -403,6 +402,7 @@ impl Conductor {
             self.preloaded.remove(&stage.node);
         }
         self.pipelines[i].placed_as(next.plan, placement.clone());
+        self.worked = true;
         actions.push(Action::Place(i, placement));
     }
 
