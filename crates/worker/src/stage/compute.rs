@@ -200,7 +200,9 @@ impl Compute for ModelCompute {
         // All image rows go through the image head together, all text rows through the text head: each is read once.
         let hidden = self.hidden;
         let Drawing { image_rows, text_rows, text, guided } = &mut self.drawing;
-        (image_rows.clear(), text_rows.clear(), text.clear());
+        image_rows.clear();
+        text_rows.clear();
+        text.clear();
         let mut rest = rows;
         for job in jobs {
             let (mine, others) = rest.split_at(hidden * branches(job.kind));
