@@ -36,7 +36,9 @@ fn a_steady_step_of_a_stage_allocates_nothing() {
     // A thread's own scratch grows when it first gets a task of a kind, which may be late: steady means it stays quiet.
     for step in 0..STEPS {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
-        (x.clear(), drawn.clear(), spans.clear());
+        x.clear();
+        drawn.clear();
+        spans.clear();
         inputs.iter().for_each(|input| stage.embed(input, &features, &mut x).unwrap());
         spans.extend(rows.iter().map(|&slot| Span { slot, start: step, rows: 1 }));
         stage.forward(&spans, &mut x).unwrap();
