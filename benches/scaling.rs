@@ -96,7 +96,7 @@ fn rate(stages: usize) -> f64 {
         ledger: None,
         tenants: Tenants::open(),
         restart: false,
-        keep: janus_coordinator::KEEP,
+        keep: janus_coordinator::request::KEEP,
         draining: CancellationToken::new(),
         over: shutdown.clone(),
     };

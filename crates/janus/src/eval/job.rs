@@ -65,7 +65,7 @@ pub(crate) fn client(compute: &Compute) -> Outcome<Option<Client>> {
         }
     }))?;
     // Connections belong to the runtime that made them.
-    Ok(kept.then(|| Client::new(endpoint, compute.tls.security()?)).transpose()?)
+    kept.then(|| Client::new(endpoint, compute.tls.security()?)).transpose()
 }
 
 /// Has a job do it, or takes what the job did that an earlier run began. `take` hears of every result that succeeded. False if
