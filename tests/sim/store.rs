@@ -15,6 +15,9 @@ pub(crate) struct Admitted {
     pub(crate) restarted: u32,
 }
 
+/// Token logs by their names, with the numerics under which they were drawn.
+type Logs = (&'static str, Vec<(String, Vec<u32>)>);
+
 #[derive(Default)]
 pub(crate) struct Store {
     pub(crate) process: Process,
@@ -28,8 +31,7 @@ pub(crate) struct Store {
     /// The id that the cluster went over to.
     pub(crate) numerics: Option<&'static str>,
     requests: BTreeMap<usize, Admitted>,
-    /// With the numerics under which they were drawn.
-    pub(crate) logs: BTreeMap<usize, (&'static str, Vec<(String, Vec<u32>)>)>,
+    pub(crate) logs: BTreeMap<usize, Logs>,
     /// Writes of coordinators that had been deposed.
     pub(crate) fenced: u64,
 }
