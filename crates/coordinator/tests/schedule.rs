@@ -185,7 +185,7 @@ fn rows_that_fill_every_microbatch_are_divided_equally_and_none_waits() {
         let (mut toy, mut dice) = (Toy::default(), Dice(units));
         (1..=units).for_each(|id| drop(scheduler.step(Event::Submit(Box::new(text(id, 1, 40))))));
         let mut flying: VecDeque<FrameBody> =
-            sent(&scheduler.step(Event::PipelineUp { pools: pools, copies: true })).into_iter().cloned().collect();
+            sent(&scheduler.step(Event::PipelineUp { pools, copies: true })).into_iter().cloned().collect();
         for step in 0..60 {
             assert_eq!(flying.len(), pools + 1, "{units} units, step {step}");
             let sizes: Vec<_> = flying.iter().map(|body| body.units.len()).collect();
