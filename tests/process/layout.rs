@@ -25,7 +25,7 @@ fn everything(endpoint: &[&str]) -> Vec<Value> {
     for answer in &mut answers {
         let answer = answer.as_object_mut().unwrap();
         // Names of the request, and of what served it.
-        ["request", "resumed", "model"].iter().for_each(|key| drop(answer.remove(*key)));
+        ["request", "resumed", "restarted", "model"].iter().for_each(|key| drop(answer.remove(*key)));
     }
     let pixels = |name: &str| json!(image::open(dir.path().join(name)).unwrap().into_rgb8().into_raw());
     answers

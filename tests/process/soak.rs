@@ -18,7 +18,11 @@ fn held(pid: u32) -> (u64, usize) {
     (resident.trim().trim_end_matches(" kB").parse().unwrap_or(0), handles)
 }
 
-/// Open slots and bytes of KV memory of all stages.
+/// A quarter of the slots may keep the prompts of units that ended: two rows of at most 96 positions, each of 1,536 bytes in a
+/// layer.
+const KEPT: u64 = 16 * 2 * 96 * 1536;
+
+/// Stages that hold more than that, with their open slots and bytes of KV memory.
 async fn slots(status: &Value) -> Vec<(String, u32, u64)> {
     let mut found = Vec::new();
     for member in status["members"].as_array().unwrap() {
@@ -28,7 +32,8 @@ async fn slots(status: &Value) -> Vec<(String, u32, u64)> {
         let address = member["address"].as_str().unwrap();
         let channel = janus_wire::connect(address, &janus_wire::Security::Plain).await.unwrap();
         let seen = StageClient::new(channel).describe(DescribeRequest {}).await.unwrap().into_inner();
-        if seen.open_slots > 0 || seen.kv_bytes > 0 {
+        let layers = u64::from(seen.end_layer - seen.first_layer);
+        if seen.open_slots > 0 || seen.kv_bytes > layers * KEPT {
             found.push((member["id"].to_string(), seen.open_slots, seen.kv_bytes));
         }
     }

@@ -47,5 +47,12 @@ pub use rows::{add_assign, add_rms_norm, gelu_erf, guidance, layer_norm, nearest
 pub use sample::{argmax, philox, sample, uniform};
 pub use table::Table;
 
-/// Bumped whenever any kernel's bits may change; part of every numerics id.
-pub const KERNEL_VERSION: u32 = 2;
+/// Bumped whenever bits may change; part of every numerics id. By format of the weights, so that a change of one does not keep
+/// clusters of another from being upgraded while they run.
+pub const fn kernel_version(weights: WeightFormat) -> u32 {
+    match weights {
+        // Its weights have had nine bits, and activations sixteen, since 2.
+        WeightFormat::Q8 => 2,
+        WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::Q4 => 1,
+    }
+}

@@ -13,10 +13,10 @@ pub mod weights;
 pub use error::Error;
 pub use thread::ComputeThread;
 
-use janus_kernels::{KERNEL_VERSION, KvDtype, WeightFormat};
+use janus_kernels::{KvDtype, WeightFormat, kernel_version};
 
 /// The numerics id of CPU nodes: processes with equal ids compute equal bits. All CPUs of one weight format and KV type
 /// share one; it names the kernel version, so it changes whenever bits may.
 pub fn cpu_numerics(weights: WeightFormat, kv: KvDtype) -> String {
-    format!("cpu-k{KERNEL_VERSION}-{}-kv-{}", weights.name(), kv.name())
+    format!("cpu-k{}-{}-kv-{}", kernel_version(weights), weights.name(), kv.name())
 }
