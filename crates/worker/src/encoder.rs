@@ -111,10 +111,13 @@ impl EncoderService {
         };
         let meter = global::meter(SCOPE);
         let cached = meter.u64_counter("janus.encode.cached");
+        let cached = cached.with_description("Pictures whose features were still there").build();
+        // Coordinators remember too, so it may take long until the first one.
+        cached.add(0, &[KeyValue::new("node", identity.node.clone())]);
         Ok(EncoderService {
             features: work("encoder features", "features"),
             ids: work("encoder ids", "ids"),
-            cached: cached.with_description("Pictures whose features were still there").build(),
+            cached,
             identity,
             security,
             towers: ComputeThread::start("encoder", QUEUE, towers)?,
