@@ -205,9 +205,9 @@ fn a_long_prompt_delays_a_running_picture_by_one_chunk_at_most() {
     let mut dice = Dice(1);
     scheduler.step(Event::Submit(Box::new(text(1, 1, 100))));
     let mut actions = scheduler.step(Event::PipelineUp { pools: LIMITS.pools, copies: true });
-    for step in 0..20 {
+    for step in 0..80 {
         if step == 5 {
-            drop(scheduler.step(Event::Submit(Box::new(text(2, 500, 1)))));
+            drop(scheduler.step(Event::Submit(Box::new(text(2, 4000, 1)))));
         }
         let body = sent(&actions)[0].clone();
         assert!(body.units.iter().any(|u| u.positions == 1), "the picture is in every step");
