@@ -47,6 +47,19 @@ async fn refusal(client: &mut Client, ask: Ask) -> Status {
     }
 }
 
+#[tokio::test]
+async fn who_asks_a_leader_whose_driver_has_ended_is_told_to_come_back() {
+    let cluster = Cluster::start(64).await;
+    let mut client = cluster.client().await;
+    cluster.driving.cancel();
+    soon(cluster.driver.ended()).await;
+    for ask in [Ask::Paint(paint("a red boat")), Ask::Chat(chat("What is a river?", &[], 4))] {
+        let status = refusal(&mut client, ask).await;
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(status.get_details_retry_info().is_some_and(|retry| retry.retry_delay.is_some()), "{status:?}");
+    }
+}
+
 /// INVALID_ARGUMENT whose message and details name the field.
 fn blames(status: &Status, field: &str) {
     assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");

@@ -24,6 +24,8 @@ pub struct Cluster {
     pub coordinator: Coordinator,
     pub encoder: String,
     pub decoder: String,
+    /// Ends the driver alone.
+    pub driving: CancellationToken,
     stages: Line,
     _shutdown: DropGuard,
 }
@@ -58,7 +60,8 @@ impl Cluster {
             limits,
             canary: vec![tokenizer.special().bos, tokenizer.special().begin_of_image],
         };
-        let driver = driver.start(shutdown.clone()).unwrap();
+        let driving = shutdown.child_token();
+        let driver = driver.start(driving.clone()).unwrap();
         let model = Model { name: "tiny-a".to_owned(), spec: checkpoint.spec.clone(), tokenizer };
         let (encoder, decoder) = (encoders[0].clone(), decoders[0].clone());
         let parts = Parts {
@@ -78,7 +81,7 @@ impl Cluster {
         let coordinator = Coordinator::new(model, parts);
         let address = serve(|server| server.add_service(coordinator.clone().server()), &shutdown).await;
         soon(driver.ready().wait_for(|ready| *ready)).await.unwrap();
-        Cluster { address, driver, coordinator, encoder, decoder, stages, _shutdown: shutdown.drop_guard() }
+        Cluster { address, driver, coordinator, encoder, decoder, driving, stages, _shutdown: shutdown.drop_guard() }
     }
 
     pub async fn client(&self) -> Client {

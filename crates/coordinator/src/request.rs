@@ -39,6 +39,8 @@ pub(crate) struct Progress {
 pub(crate) enum Failure {
     Full,
     Cancelled,
+    /// Its pipeline's driver has ended, with the reign or by a panic: whoever leads next takes the request on.
+    Ended,
     Lost(String),
 }
 

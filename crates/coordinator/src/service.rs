@@ -237,7 +237,7 @@ impl Coordinator {
             sink.record.update(sink.index, |p| p.home = home);
             let (record, index) = (sink.record.clone(), sink.index);
             if self.0.drivers[home].submit(spec, sink).await.is_err() {
-                record.update(index, |p| p.end = Some(Err(Failure::Lost("the pipeline's driver is gone".to_owned()))));
+                record.update(index, |p| p.end = Some(Err(Failure::Ended)));
             }
         }
     }
@@ -444,7 +444,7 @@ impl Shared {
             let encode_again = self.encoding(tenant, &pictures, &reader.record, index);
             let sink = Sink { record: record.clone(), index, encode_again: Some(encode_again) };
             if self.drivers[home].submit(spec, sink).await.is_err() {
-                record.update(index, |p| p.end = Some(Err(Failure::Lost("the pipeline's driver is gone".to_owned()))));
+                record.update(index, |p| p.end = Some(Err(Failure::Ended)));
             }
         }
     }

@@ -8,7 +8,7 @@ use janus_cluster::plan::ModelSizes;
 use janus_cluster::{Candidate, Election, Keys, Leadership, watch_members};
 use janus_coordinator::conduct::Wishes;
 use janus_coordinator::schedule::Limits;
-use janus_coordinator::{Front, Realm, Reign, Tenants};
+use janus_coordinator::{DriverHandle, Front, Realm, Reign, Tenants};
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_spec::{KvStorage, ModelSpec, Tokenizer, WeightStorage};
 use janus_wire::tls::{Door, Role};
@@ -253,9 +253,12 @@ async fn follow_election(
                         let ended = over.child_token();
                         let lead = realm.lead(epoch, placements, tokenizer()?, ended.clone());
                         let Some(begun) = lead.await.map_err(broken)? else { return std::future::pending().await };
-                        let mut restart = begun.conductor.restart();
+                        let (mut restart, drivers) = (begun.conductor.restart(), begun.drivers.clone());
                         reign.send_replace(Some(begun));
-                        let restart = restart.wait_for(Option::is_some).await.ok().and_then(|restart| restart.clone());
+                        let restart = tokio::select! {
+                            restart = restart.wait_for(Option::is_some) => restart.ok().and_then(|restart| restart.clone()),
+                            () = any_ended(&drivers) => return Err(driver_gone()),
+                        };
                         // Callers come back by themselves, and find their requests begun again.
                         let Some(restart) = restart else { return std::future::pending().await };
                         ended.cancel();
@@ -278,6 +281,17 @@ async fn follow_election(
             return Err(election_gone());
         }
     }
+}
+
+/// Waits until a pipeline has nobody to drive it.
+async fn any_ended(drivers: &[DriverHandle]) {
+    let ended = drivers.iter().map(|driver| Box::pin(driver.ended()));
+    futures_util::future::select_all(ended).await;
+}
+
+/// Somebody who begins anew does what it left.
+pub(crate) fn driver_gone() -> Failure {
+    Failure::Broken("the thread that drives a pipeline has ended; its panic is printed above".to_owned())
 }
 
 fn election_gone() -> Failure {

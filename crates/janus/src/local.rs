@@ -310,6 +310,11 @@ impl Local {
         Err(Failure::Broken("no token came through the pipeline; run with JANUS_LOG=info to see why".to_owned()))
     }
 
+    /// Waits until nothing can be computed any more: the driver's thread has panicked.
+    pub(crate) async fn broken(&self) {
+        self.driver.ended().await;
+    }
+
     /// Stops admitting, waits until what runs is done (at most `grace`), then ends every stream and server.
     pub(crate) async fn stop(mut self, grace: Duration) {
         self.draining.cancel();

@@ -7,6 +7,7 @@ use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_wire::Security;
 
 use crate::args::{Serve, Tls};
+use crate::coordinator::driver_gone;
 use crate::failure::{Failure, Outcome};
 use crate::jobs::kept::Here;
 use crate::local::{Local, Needs, Options};
@@ -56,7 +57,10 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         };
         telemetry.announce();
         tell(keyed, lasting);
-        signals.any().await;
+        tokio::select! {
+            () = signals.any() => {}
+            () = local.broken() => return Err(driver_gone()),
+        }
         eprintln!("janus: finishing what runs; a second signal ends it at once");
         let finish = async {
             door.iter().for_each(gateway::Running::close);

@@ -128,6 +128,11 @@ impl DriverHandle {
         self.ready.clone()
     }
 
+    /// Waits until the loop is over: its reign has ended, or it panicked.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// Why the latest canary did not come through, if it was refused.
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.trouble.clone()

@@ -272,6 +272,7 @@ pub(super) fn failed(failure: Failure) -> Status {
     match failure {
         Failure::Full => status::exhausted("the queue is full", RETRY),
         Failure::Cancelled => Status::cancelled("the request was cancelled"),
+        Failure::Ended => status::unavailable("this coordinator does not lead any more", RETRY),
         // Not the caller's fault, and trying again is in vain.
         Failure::Lost(reason) if reason.ends_with(DIVERGED) => Status::data_loss(reason),
         Failure::Lost(reason) => Status::internal(reason),
