@@ -30,12 +30,13 @@ fn items(dir: &Path, count: usize) {
     std::fs::write(dir.join("items.jsonl"), lines.join("\n")).unwrap();
 }
 
-/// One line of JSON from a verb that may wait for long.
-fn jobs(dir: &Path, args: &[&str]) -> Option<Value> {
+/// One line of JSON from a verb that may wait for long; if there is none, what it said instead.
+fn jobs(dir: &Path, args: &[&str]) -> Result<Value, String> {
     let mut command = std::process::Command::new("timeout");
     command.arg("900").arg(binary()).arg("jobs").args(args).current_dir(dir);
     let output = command.output().unwrap();
-    serde_json::from_slice(&output.stdout).ok()
+    serde_json::from_slice(&output.stdout)
+        .map_err(|_| format!("{args:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr)))
 }
 
 /// Waits until so many items are done; how many there are then.
@@ -43,7 +44,7 @@ async fn reaches(dir: &Path, up: &Up, id: &str, items: u64) -> u64 {
     let (mut heard, mut last) = (Instant::now(), 0);
     loop {
         let get = ["get", id, "--endpoint", up.endpoints.as_str()];
-        if let Some(job) = jobs(dir, &get) {
+        if let Ok(job) = jobs(dir, &get) {
             let done = job["succeeded"].as_u64().unwrap() + job["failed"].as_u64().unwrap();
             if done >= items {
                 return done;

@@ -4,8 +4,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use janus_wire::Listener;
 use serde_json::{Value, json};
 use tempfile::tempdir;
+use tonic::Status;
+use tonic::service::Routes;
+use tonic::transport::Server;
 
 use crate::served::Served;
 use crate::support::{binary, janus, names, repository};
@@ -48,6 +52,39 @@ fn a_job_runs_here_and_its_results_are_those_of_generate() {
     let file = |path: &Path| std::fs::read(path).unwrap();
     assert!(file(&out.join(lines[2]["path"].as_str().unwrap())) == file(&dir.path().join("alone.png")));
     assert!(!lines[3]["text"].as_str().unwrap().is_empty());
+}
+
+/// Somebody who refuses everything as a standby does, before any item has come, and says who leads.
+async fn standby(leader: String) -> String {
+    let refuse = move || {
+        let leader = leader.parse().unwrap();
+        async move {
+            let mut status = Status::unavailable("another one leads");
+            status.metadata_mut().insert(janus_wire::LEADER, leader);
+            status.into_http::<axum::body::Body>()
+        }
+    };
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.address().to_string();
+    let server = Server::builder().add_routes(Routes::from(axum::Router::new().fallback(refuse)));
+    tokio::spawn(server.serve_with_incoming(listener.incoming()));
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_a_standby_does_not_take_go_to_the_leader() {
+    let dir = tempdir().unwrap();
+    // More than may be on their way at once.
+    let item = |i: usize| json!({ "id": format!("p{i}"), "prompt": "a red circle" }).to_string();
+    std::fs::write(dir.path().join("items.jsonl"), (0..3000).map(item).collect::<Vec<_>>().join("\n")).unwrap();
+    let served = Served::start(&[]);
+    let endpoint = standby(served.address.clone()).await;
+    let submitted = tokio::task::spawn_blocking(move || {
+        let submit = ["jobs", "submit", "items.jsonl", "--key", "one", "--endpoint", &endpoint];
+        let jobs: Vec<Value> = (0..8).map(|_| answer(dir.path(), &submit)["job"].clone()).collect();
+        assert!(jobs.iter().all(|job| job.is_string() && *job == jobs[0]), "{jobs:?}");
+    });
+    submitted.await.unwrap();
 }
 
 #[test]

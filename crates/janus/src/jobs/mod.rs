@@ -349,22 +349,21 @@ async fn create(
     let open = send.clone();
     let (path, files) = (path.to_owned(), survey.files.clone());
     let read = tokio::task::spawn_blocking(move || -> Outcome {
-        let part = |part| v1::CreateJobRequest { part: Some(part) };
-        let gone = |_| Failure::Broken("the server takes no more items".to_owned());
-        send.blocking_send(part(create_job_request::Part::Header(header))).map_err(gone)?;
+        // Whether the server takes more. Why it does not is in its answer.
+        let sent = |part| send.blocking_send(v1::CreateJobRequest { part: Some(part) }).is_ok();
+        let items_of = |items| create_job_request::Part::Items(v1::JobItems { items });
+        let mut taken = sent(create_job_request::Part::Header(header));
         let (mut items, mut batch, mut bytes) = (Items::open(&path)?, Vec::new(), 0);
-        while let Some(item) = items.next(&files)? {
+        while taken && let Some(item) = items.next(&files)? {
             bytes += prost_len(&item);
             batch.push(item);
             if batch.len() >= BATCH || bytes >= BATCH_BYTES {
-                let items = v1::JobItems { items: std::mem::take(&mut batch) };
-                send.blocking_send(part(create_job_request::Part::Items(items))).map_err(gone)?;
+                taken = sent(items_of(std::mem::take(&mut batch)));
                 bytes = 0;
             }
         }
-        if !batch.is_empty() {
-            let items = v1::JobItems { items: batch };
-            send.blocking_send(part(create_job_request::Part::Items(items))).map_err(gone)?;
+        if taken && !batch.is_empty() {
+            sent(items_of(batch));
         }
         Ok(())
     });
