@@ -327,9 +327,10 @@ impl Node for NodeService {
     }
 }
 
-/// Milliseconds of one layer for one guided picture, measured in its middle, and of the heads, by their bytes.
+/// Milliseconds of one layer for one guided picture, measured in its middle, and of the heads, by their bytes. The median of
+/// some steps: a picture has hundreds of them, and its time is not that of the best.
 fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: KvDtype) -> Outcome<(f64, f64)> {
-    const STEPS: usize = 12;
+    const STEPS: usize = 15;
     let spec = &checkpoint.spec;
     let mut layers = vec![Arc::new(Layer::load(checkpoint, 0, weights)?)];
     let layer_bytes = layers[0].bytes();
@@ -340,7 +341,7 @@ fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: Kv
         layers.push(Arc::new(Layer::load(checkpoint, layer, weights)?));
     }
     let mut range = LlamaRange::of(&spec.llm, 0, layers, kv, 2)?;
-    let mut best = f64::INFINITY;
+    let mut times = Vec::with_capacity(STEPS);
     let mut x = vec![0.01; 2 * spec.llm.hidden];
     let middle = spec.image_tokens() / 2;
     for slot in 0..2 {
@@ -351,12 +352,13 @@ fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: Kv
         let spans = [0, 1].map(|slot| Span { slot, start, rows: 1 });
         let begun = Instant::now();
         range.forward(pool, &spans, &mut x)?;
-        best = best.min(begun.elapsed().as_secs_f64() * 1e3 / count as f64);
+        times.push(begun.elapsed().as_secs_f64() * 1e3 / count as f64);
         x.fill(0.01);
     }
+    let (_, &mut layer, _) = times.select_nth_unstable_by(STEPS / 2, f64::total_cmp);
     let parts = spec.parts();
     let bytes = if weights == WeightFormat::F32 { 4.0 } else { 2.0 };
-    Ok((best, best * parts.gen_head as f64 * bytes / layer_bytes.max(1) as f64))
+    Ok((layer, layer * parts.gen_head as f64 * bytes / layer_bytes.max(1) as f64))
 }
 
 /// Bytes per second that this machine reads, where there is room to measure it.
