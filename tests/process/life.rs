@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::asks::{IDS, begin, end, guided, mixed, undisturbed};
-use crate::support::binary;
+use crate::membership::Hand;
+use crate::support::{binary, janus, json, names};
 use crate::up::{Part, Up, alive, free_ports, member, ready, signal};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,4 +150,32 @@ async fn a_node_leaves_by_drain_or_by_sigterm_and_no_request_fails() {
     let failures = |s: &Value| s["pipelines"][0]["failures"].as_u64().unwrap();
     let after = up.status().await;
     assert_eq!(failures(&status), failures(&after), "its layers moved before it went: {after:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_keeps_no_jobs_is_evaluated_by_requests() {
+    let mut hand = Hand::start(&["--stages", "1"]).await;
+    hand.worker("all", &[]);
+    hand.until("it is ready", ready).await;
+    let (dir, endpoint) = (tempfile::tempdir().unwrap(), hand.endpoint.clone());
+    let lines = ["a red circle", "two blue squares"].map(|prompt| serde_json::json!({ "prompt": prompt }).to_string());
+    std::fs::write(dir.path().join("metadata.jsonl"), lines.join("\n")).unwrap();
+    let evaluated = tokio::task::spawn_blocking(move || {
+        let none = janus(dir.path(), &["jobs", "list", "--endpoint", &endpoint]);
+        assert!(none.code == Some(1) && none.stderr.contains("keeps no jobs"), "{none:?}");
+        let geneval = ["eval", "geneval", "metadata.jsonl", "-n", "2", "--json"];
+        for way in [&["--to", "here"][..], &["--to", "there", "--endpoint", &endpoint]] {
+            // Nothing is said of a job.
+            let report = json(dir.path(), &[&geneval, way].concat());
+            assert_eq!((&report["total"], &report["made"]), (&4.into(), &4.into()), "{report}");
+        }
+        for picture in
+            ["00000/samples/0000.png", "00000/samples/0001.png", "00001/samples/0000.png", "00001/samples/0001.png"]
+        {
+            let painted = |folder: &str| std::fs::read(dir.path().join(folder).join(picture)).unwrap();
+            assert!(painted("here") == painted("there"), "{picture}");
+        }
+        assert_eq!(names(&dir.path().join("there")), ["00000", "00001", "janus-eval.json"]);
+    });
+    evaluated.await.unwrap();
 }
