@@ -108,6 +108,11 @@ fn no_record_in_the_store_breaks_its_reader() {
 }
 
 #[test]
+fn no_line_of_a_batch_breaks_its_reader() {
+    feed("lines");
+}
+
+#[test]
 fn the_corpus_of_the_fuzzers_is_what_the_seeds_say() {
     for (name, _, seeds) in entries::TARGETS {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name);

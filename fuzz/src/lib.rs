@@ -22,13 +22,14 @@ pub use stage::frames;
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
 /// All targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("frames", frames, stage::seeds),
     ("checkpoint", checkpoint, checkpoint_seeds),
     ("config", config, config_seeds),
     ("pictures", pictures, picture_seeds),
     ("tokens", tokens, token_seeds),
     ("records", records, record_seeds),
+    ("lines", lines, line_seeds),
 ];
 
 /// The reference data of the tests.
@@ -186,4 +187,21 @@ fn record_seeds() -> Vec<Vec<u8>> {
         tagged(3, admitted.encode_to_vec()),
         tagged(4, PipelineLogs { logs: vec![log], ..PipelineLogs::default() }.encode_to_vec()),
     ]
+}
+
+/// JSONL: a batch's file, for whichever endpoint.
+pub fn lines(data: &[u8]) {
+    for line in data.split(|byte| *byte == b'\n') {
+        for path in ["/v1/images/generations", "/v1/chat/completions"] {
+            if let Err(problem) = janus_gateway::check_line(path, 384, line) {
+                assert!(problem.is_callers() && !problem.message().is_empty(), "{problem:?}");
+            }
+        }
+    }
+}
+
+fn line_seeds() -> Vec<Vec<u8>> {
+    let paint = br#"{"custom_id":"a/1","method":"POST","url":"/v1/images/generations","body":{"prompt":"a red circle","n":2,"size":"384x384","seed":7,"guidance":5.0,"response_format":"b64_json"}}"#;
+    let ask = br#"{"custom_id":"b","method":"POST","url":"/v1/chat/completions","body":{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AA=="}},{"type":"text","text":"What is it?"}]}],"max_tokens":16,"temperature":0.5,"stop":["."]}}"#;
+    vec![paint.to_vec(), ask.to_vec(), [&paint[..], b"\n", ask, b"\n"].concat()]
 }

@@ -30,6 +30,7 @@ mod sse;
 pub use asker::Asker;
 pub use error::Error;
 pub use gateway::{Gateway, Options};
+pub use lines::check_line;
 pub use problem::Problem;
 
 /// Seconds since the Unix epoch.

@@ -86,14 +86,15 @@ pub(crate) async fn items(
     }
 }
 
-async fn item(
-    gateway: &Gateway,
-    asker: &Asker,
-    endpoint: Endpoint,
-    side: u32,
-    line: &[u8],
-    kept: &mut HashMap<[u8; 32], Bytes>,
-) -> Result<v1::JobItem, Problem> {
+/// What a line asks for, before any picture of it was looked at.
+struct Asked {
+    item: v1::JobItem,
+    /// Of a question: where each picture stands in the line, and its URL.
+    pictures: Vec<(String, String)>,
+}
+
+/// Reads a line of a batch for pictures of `side` pixels.
+fn read(endpoint: Endpoint, side: u32, line: &[u8]) -> Result<Asked, Problem> {
     let line: Line<'_> = serde_json::from_slice(line).map_err(|error| {
         let message = format!("expected {{\"custom_id\",\"method\",\"url\",\"body\"}}: {error}");
         Problem::new(StatusCode::BAD_REQUEST, message)
@@ -109,11 +110,49 @@ async fn item(
     let drawn = Sha256::digest(line.custom_id.as_bytes());
     let drawn = u64::from(u32::from_le_bytes([drawn[0], drawn[1], drawn[2], drawn[3]]));
     let body = line.body.get().as_bytes();
-    let work = match endpoint {
-        Endpoint::Images => job_item::Work::Paint(paint(parse(body)?, side, drawn)?),
-        Endpoint::Chat => job_item::Work::Ask(ask(gateway, asker, parse(body)?, drawn, kept).await?),
+    let (work, pictures) = match endpoint {
+        Endpoint::Images => (job_item::Work::Paint(paint(parse(body)?, side, drawn)?), Vec::new()),
+        Endpoint::Chat => {
+            let (ask, pictures) = ask(parse(body)?, drawn)?;
+            (job_item::Work::Ask(ask), pictures)
+        }
     };
-    Ok(v1::JobItem { id, work: Some(work) })
+    Ok(Asked { item: v1::JobItem { id, work: Some(work) }, pictures })
+}
+
+/// Whether a line of a batch for the endpoint at `path` could be asked for; its pictures are not looked at.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_line(path: &str, side: u32, line: &[u8]) -> Result<(), Problem> {
+    let endpoint = Endpoint::of(path).ok_or_else(|| Problem::invalid("endpoint", "endpoint: there are no batches of it"))?;
+    read(endpoint, side, line).map(drop)
+}
+
+async fn item(
+    gateway: &Gateway,
+    asker: &Asker,
+    endpoint: Endpoint,
+    side: u32,
+    line: &[u8],
+    kept: &mut HashMap<[u8; 32], Bytes>,
+) -> Result<v1::JobItem, Problem> {
+    let Asked { mut item, pictures } = read(endpoint, side, line)?;
+    let Some(job_item::Work::Ask(ask)) = &mut item.work else { return Ok(item) };
+    for (param, url) in pictures {
+        let picture = gateway.remote().picture(&param, &url).await?;
+        let digest: [u8; 32] = Sha256::digest(&picture).into();
+        let there = match kept.get(&digest) {
+            Some(there) => there.clone(),
+            None => {
+                let there = files::put(gateway, asker, picture).await?;
+                kept.insert(digest, there.clone());
+                there
+            }
+        };
+        ask.images.push(there);
+    }
+    Ok(item)
 }
 
 /// Refuses what a job cannot do though a request can.
@@ -146,13 +185,8 @@ fn paint(request: ImageRequest, side: u32, drawn: u64) -> Result<v1::PaintItem, 
     })
 }
 
-async fn ask(
-    gateway: &Gateway,
-    asker: &Asker,
-    request: ChatRequest,
-    drawn: u64,
-    kept: &mut HashMap<[u8; 32], Bytes>,
-) -> Result<v1::AskItem, Problem> {
+/// A question, and where its pictures are.
+fn ask(request: ChatRequest, drawn: u64) -> Result<(v1::AskItem, Vec<(String, String)>), Problem> {
     request.check()?;
     only(&[
         ("stream", request.stream == Some(true)),
@@ -163,7 +197,7 @@ async fn ask(
     let one = || Problem::invalid("messages", "messages: in a batch it is one message, of the user");
     let mut messages = request.messages.unwrap_or_default();
     let message = messages.pop().filter(|m| messages.is_empty() && m.role == Role::User).ok_or_else(one)?;
-    let (mut question, mut images) = (Vec::new(), Vec::new());
+    let (mut question, mut pictures) = (Vec::new(), Vec::new());
     let parts = match message.content.ok_or_else(one)? {
         Content::Text(text) => vec![Part::Text { text }],
         Content::Parts(parts) => parts,
@@ -171,30 +205,18 @@ async fn ask(
     for (i, part) in parts.into_iter().enumerate() {
         match part {
             Part::Text { text } => question.push(text),
-            Part::ImageUrl { image_url } => {
-                let param = format!("messages[0].content[{i}].image_url");
-                let picture = gateway.remote().picture(&param, &image_url.url).await?;
-                let digest: [u8; 32] = Sha256::digest(&picture).into();
-                let digest = match kept.get(&digest) {
-                    Some(there) => there.clone(),
-                    None => {
-                        let there = files::put(gateway, asker, picture).await?;
-                        kept.insert(digest, there.clone());
-                        there
-                    }
-                };
-                images.push(digest);
-            }
+            Part::ImageUrl { image_url } => pictures.push((format!("messages[0].content[{i}].image_url"), image_url.url)),
         }
     }
-    Ok(v1::AskItem {
+    let item = v1::AskItem {
         question: question.join("\n"),
-        images,
+        images: Vec::new(),
         max_tokens,
         temperature: request.temperature,
         seed: request.seed.map_or(drawn, |seed| seed.0),
         stop,
-    })
+    };
+    Ok((item, pictures))
 }
 
 /// A caller's name for a line as a job's item may be called: everything but visible ASCII, `/` and `%` as `%` and two digits.

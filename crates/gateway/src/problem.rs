@@ -97,7 +97,7 @@ impl Problem {
     }
 
     /// The caller can mend it.
-    pub(crate) fn is_callers(&self) -> bool {
+    pub fn is_callers(&self) -> bool {
         self.status == StatusCode::BAD_REQUEST
     }
 
