@@ -47,7 +47,9 @@ pub struct Member {
     pub threads: usize,
     /// Measured milliseconds for one layer in a step of one guided pair; 0 if not measured.
     pub ms_per_layer: f64,
-    /// Measured milliseconds for the heads in such a step; 0 if not measured.
+    /// Milliseconds for embedding the ids that are fed in such a step; 0 if not measured.
+    pub ms_per_embed: f64,
+    /// Milliseconds for the heads in such a step; 0 if not measured.
     pub ms_per_head: f64,
     /// Measured round trips to other members, by their id, in milliseconds.
     pub round_trips: BTreeMap<String, f64>,
@@ -72,7 +74,8 @@ impl Member {
     /// [`Error::BadConfig`] if a number in it is not finite: JSON has no word for that.
     pub fn encode(&self) -> Result<Vec<u8>, Error> {
         let finite = |number: &f64| number.is_finite();
-        if !(finite(&self.ms_per_layer) && finite(&self.ms_per_head) && self.round_trips.values().all(finite)) {
+        let times = [self.ms_per_layer, self.ms_per_embed, self.ms_per_head];
+        if !(times.iter().all(finite) && self.round_trips.values().all(finite)) {
             return Err(Error::BadConfig { what: format!("a measured time of member {} is not finite", self.id) });
         }
         serde_json::to_vec(self)

@@ -116,13 +116,13 @@ impl Running {
         let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
         let mut router = router.add_service(Guarded(NodeServer::new(node))).add_service(given.map_err(broken)?.server());
 
-        let (mut ms_per_layer, mut ms_per_head, mut held) = (0.0, 0.0, None);
+        let (mut pace, mut held) = (Pace::default(), None);
         if has(Roles::Stage) {
             // Any numbers of the model's sizes take as long; its own may not be here.
             let sample = args.cache.is_some().then(|| Checkpoint::random(checkpoint.spec.clone(), 0));
-            (ms_per_layer, ms_per_head) = calibrate(sample.as_ref().unwrap_or(&checkpoint), &pool, weights, kv)?;
+            pace = calibrate(sample.as_ref().unwrap_or(&checkpoint), &pool, weights, kv)?;
             let delay = Duration::from_millis(args.test_step_delay_ms);
-            ms_per_layer += args.test_step_delay_ms as f64 / checkpoint.spec.llm.layers as f64;
+            pace.layer += args.test_step_delay_ms as f64 / checkpoint.spec.llm.layers as f64;
             let loader = Arc::new(ModelLoader::new(checkpoint.clone(), pool.clone(), weights, kv, SLOTS));
             let stage = StageService::start_empty(
                 identity.clone(),
@@ -166,8 +166,9 @@ impl Running {
             machine: machine(),
             memory_bytes: args.memory.unwrap_or_else(available_memory),
             threads: pool.threads(),
-            ms_per_layer,
-            ms_per_head,
+            ms_per_layer: pace.layer,
+            ms_per_embed: pace.embed,
+            ms_per_head: pace.head,
             model: janus_wire::hello::hex(&digest.0),
             numerics: identity.numerics.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -327,9 +328,17 @@ impl Node for NodeService {
     }
 }
 
-/// Milliseconds of one layer for one guided picture, measured in its middle, and of the heads, by their bytes. The median of
-/// some steps: a picture has hundreds of them, and its time is not that of the best.
-fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: KvDtype) -> Outcome<(f64, f64)> {
+/// Milliseconds of the parts of a step of one guided picture.
+#[derive(Default)]
+struct Pace {
+    layer: f64,
+    embed: f64,
+    head: f64,
+}
+
+/// Measures a layer in the middle of a picture; embedding and head take as long by their bytes. The median of some steps: a
+/// picture has hundreds of them, and its time is not that of the best.
+fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: KvDtype) -> Outcome<Pace> {
     const STEPS: usize = 15;
     let spec = &checkpoint.spec;
     let mut layers = vec![Arc::new(Layer::load(checkpoint, 0, weights)?)];
@@ -358,7 +367,8 @@ fn calibrate(checkpoint: &Checkpoint, pool: &Pool, weights: WeightFormat, kv: Kv
     let (_, &mut layer, _) = times.select_nth_unstable_by(STEPS / 2, f64::total_cmp);
     let parts = spec.parts();
     let bytes = if weights == WeightFormat::F32 { 4.0 } else { 2.0 };
-    Ok((layer, layer * parts.gen_head as f64 * bytes / layer_bytes.max(1) as f64))
+    let by_bytes = |parameters: u64| layer * parameters as f64 * bytes / layer_bytes.max(1) as f64;
+    Ok(Pace { layer, embed: by_bytes(parts.gen_aligner), head: by_bytes(parts.gen_head) })
 }
 
 /// Bytes per second that this machine reads, where there is room to measure it.

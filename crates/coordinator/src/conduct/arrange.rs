@@ -65,7 +65,7 @@ impl Conductor {
             zone: m.zone.clone(),
             memory_bytes: m.memory_bytes,
             ms_per_layer: m.ms_per_layer.max(1e-6),
-            ms_embed: 0.0,
+            ms_embed: m.ms_per_embed.max(0.0),
             ms_head: m.ms_per_head.max(0.0),
             numerics: m.numerics.clone(),
             roles: m.roles.iter().filter_map(|role| planned(*role)).collect(),
