@@ -83,6 +83,21 @@ fn no_frame_of_a_peer_breaks_a_stage_or_another_sequence() {
 }
 
 #[test]
+fn what_is_mutated_is_read_to_its_end_before() {
+    let seeds = |name: &str| entries::TARGETS.into_iter().find(|target| target.0 == name).unwrap().2();
+    for config in seeds("config") {
+        let specs = entries::specs(&config);
+        assert!(specs.iter().any(Result::is_ok), "{specs:?}");
+    }
+    // Their numbers are missing, and nothing else.
+    let ends: Vec<String> =
+        seeds("checkpoint").iter().map(|seed| entries::open(seed).unwrap().err().unwrap().to_string()).collect();
+    assert!(ends[0].contains("of 0 bytes of data"), "{ends:?}");
+    assert!(ends[1].contains("has no tensor") && ends[2].contains("has no tensor"), "{ends:?}");
+    assert!(ends[3].contains("is larger than the file"), "{ends:?}");
+}
+
+#[test]
 fn no_header_of_a_checkpoint_is_believed() {
     feed("checkpoint");
 }

@@ -6,6 +6,7 @@
 
 mod stage;
 
+use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -15,6 +16,8 @@ use janus_model::{Checkpoint, image};
 use janus_spec::{Files, ModelSpec, Tokenizer};
 use janus_wire::v1::{AdmittedRequest, PipelineLogs};
 use prost::Message;
+use zip::CompressionMethod;
+use zip::write::SimpleFileOptions;
 
 pub use stage::frames;
 
@@ -47,10 +50,13 @@ fn read(path: &str) -> Vec<u8> {
 struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn with(config: &str) -> Folder {
+    /// The configuration of a layout of the reference data, without weights.
+    fn of(layout: &str) -> Folder {
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        std::fs::write(dir.path().join("config.json"), read(config)).unwrap();
+        for name in ["config.json", "preprocessor_config.json", "processor_config.json"] {
+            std::fs::write(dir.path().join(name), read(&format!("{layout}/{name}"))).unwrap();
+        }
         Folder(dir)
     }
 
@@ -60,23 +66,38 @@ impl Folder {
     }
 }
 
-/// Headers of weights in both containers: the first byte says which.
+thread_local! {
+    static TRANSFORMERS: Folder = Folder::of("transformers");
+    static ORIGINAL: Folder = Folder::of("original-bin");
+}
+
+/// Headers of weights: the first byte says whether of safetensors, of a zip archive, or the pickle in a sound one.
 pub fn checkpoint(data: &[u8]) {
-    thread_local! {
-        static SAFETENSORS: Folder = Folder::with("transformers/config.json");
-        static PICKLE: Folder = Folder::with("original-bin/config.json");
+    if let Some(Ok(checkpoint)) = open(data) {
+        // Whatever is opened has tensors that are what the configuration says, or not.
+        drop(checkpoint.f32("model.language_model.norm.weight", &[64]));
     }
-    let Some((which, data)) = data.split_first() else { return };
-    let open = |files: Files| {
-        // Whatever is opened can be digested, if its tensors are what the configuration says.
-        if let Ok(checkpoint) = Checkpoint::open(files) {
-            drop(checkpoint.f32("model.language_model.norm.weight", &[64]));
-        }
+}
+
+/// What is found of a checkpoint.
+pub fn open(data: &[u8]) -> Option<Result<Checkpoint, janus_model::Error>> {
+    let (which, data) = data.split_first()?;
+    let opened = match which % 3 {
+        0 => TRANSFORMERS.with(|folder| Checkpoint::open(folder.put("model.safetensors", data))),
+        1 => ORIGINAL.with(|folder| Checkpoint::open(folder.put("pytorch_model.bin", data))),
+        _ => ORIGINAL.with(|folder| Checkpoint::open(folder.put("pytorch_model.bin", &archive(data)))),
     };
-    match which % 2 {
-        0 => SAFETENSORS.with(|folder| open(folder.put("model.safetensors", data))),
-        _ => PICKLE.with(|folder| open(folder.put("pytorch_model.bin", data))),
-    }
+    Some(opened)
+}
+
+const PICKLE: &str = "pytorch_model/data.pkl";
+
+/// An archive of a pickle, as PyTorch makes them.
+fn archive(pickle: &[u8]) -> Vec<u8> {
+    let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    archive.start_file(PICKLE, SimpleFileOptions::default().compression_method(CompressionMethod::Stored)).unwrap();
+    archive.write_all(pickle).unwrap();
+    archive.finish().unwrap().into_inner()
 }
 
 fn checkpoint_seeds() -> Vec<Vec<u8>> {
@@ -85,19 +106,31 @@ fn checkpoint_seeds() -> Vec<Vec<u8>> {
     // Headers are what is believed or not; the numbers after them are cut off, and so this one is refused.
     let tensors: &[u8] = br#"{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"__metadata__":{"format":"pt"}}"#;
     let small = [&[0], &(tensors.len() as u64).to_le_bytes()[..], tensors, &[0; 16]].concat();
-    vec![[&[0], &weights[..header]].concat(), small, [&[1], &read("original-bin/pytorch_model.bin")[..4096]].concat()]
+    let mut original = zip::ZipArchive::new(Cursor::new(read("original-bin/pytorch_model.bin"))).unwrap();
+    let index = (0..original.len()).find(|i| original.by_index(*i).unwrap().name_raw().ends_with(b"data.pkl")).unwrap();
+    let mut pickle = Vec::new();
+    original.by_index(index).unwrap().read_to_end(&mut pickle).unwrap();
+    let tagged = |which: u8, data: &[u8]| [&[which], data].concat();
+    vec![tagged(0, &weights[..header]), small, tagged(1, &archive(b"}.")), tagged(2, &pickle)]
 }
 
 /// config.json of either layout.
 pub fn config(data: &[u8]) {
-    thread_local! {
-        static FOLDER: Folder = Folder::with("transformers/config.json");
-    }
-    FOLDER.with(|folder| {
-        if let Ok(spec) = ModelSpec::load(&folder.put("config.json", data)) {
-            let _ = (spec.fingerprint(), spec.parts(), spec.image_tokens());
-        }
-    });
+    drop(specs(data));
+}
+
+/// What a configuration says beside the other files of each layout.
+pub fn specs(data: &[u8]) -> [Result<ModelSpec, janus_spec::Error>; 2] {
+    [&TRANSFORMERS, &ORIGINAL].map(|layout| {
+        let spec = layout.with(|folder| {
+            let before = std::fs::read(folder.0.path().join("config.json")).unwrap();
+            let spec = ModelSpec::load(&folder.put("config.json", data));
+            folder.put("config.json", &before);
+            spec
+        })?;
+        let _ = (spec.fingerprint(), spec.parts(), spec.image_tokens());
+        Ok(spec)
+    })
 }
 
 fn config_seeds() -> Vec<Vec<u8>> {
