@@ -70,10 +70,7 @@ pub async fn connect_until(address: &str, security: &Security, over: Cancellatio
     let mut told = Some(told);
     let connector = service_fn(move |uri: Uri| {
         let (over, security, told) = (over.clone(), security.clone(), told.take());
-        async move {
-            let line = security.dialled(dial(&uri).await?, host(&uri), told).await?;
-            Ok::<_, io::Error>(TokioIo::new(Cut::new(line, over)))
-        }
+        async move { Ok::<_, io::Error>(TokioIo::new(Cut::new(security.line(&uri, told).await?, over))) }
     });
     let unconnected = |reason: String| Error::Connect { address: address.to_owned(), reason };
     let channel = endpoint.connect_with_connector(connector).await.map_err(|e| {
@@ -145,13 +142,17 @@ impl AsyncWrite for Cut {
     }
 }
 
-fn host(uri: &Uri) -> &str {
+pub(crate) fn host(uri: &Uri) -> &str {
     uri.host().unwrap_or_default().trim_matches(['[', ']'])
+}
+
+pub(crate) fn port(uri: &Uri) -> u16 {
+    uri.port_u16().unwrap_or_default()
 }
 
 /// A socket to the host and port of `uri`.
 pub(crate) async fn dial(uri: &Uri) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host(uri), uri.port_u16().unwrap_or_default())).await?;
+    let stream = TcpStream::connect((host(uri), port(uri))).await?;
     no_delay(&stream)?;
     Ok(stream)
 }
@@ -168,6 +169,7 @@ pub(crate) fn no_delay(stream: &TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::line::First;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
@@ -176,7 +178,8 @@ mod tests {
         let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (dialled, accepted) = tokio::join!(dial(&uri), listener.accept());
         let over = CancellationToken::new();
-        let (mut ours, mut theirs) = (Cut::new(Line::plain(dialled.unwrap()), over.clone()), accepted.unwrap().0);
+        let (mut ours, mut theirs) =
+            (Cut::new(Line::plain(dialled.unwrap(), First::Unheard), over.clone()), accepted.unwrap().0);
         ours.write_all(b"to").await.unwrap();
         theirs.write_all(b"fro").await.unwrap();
         let (mut to, mut fro) = ([0; 2], [0; 3]);

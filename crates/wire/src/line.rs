@@ -9,6 +9,8 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsStream;
 
+use crate::dial::Stream;
+
 /// What TLS records begin with: a handshake of a client, and the alert with which a server answers what it cannot read.
 const HANDSHAKE: u8 = 0x16;
 const ALERT: u8 = 0x15;
@@ -21,6 +23,8 @@ pub(crate) enum Line {
         /// Until something was read: who is told whether it was what it should be.
         first: Option<First>,
     },
+    /// What a dialler made instead.
+    Through { stream: Box<dyn Stream>, first: Option<First> },
     /// TLS over TCP.
     Tls {
         stream: Box<TlsStream<TcpStream>>,
@@ -58,13 +62,12 @@ fn fault(bytes: &[u8]) -> Option<String> {
 }
 
 impl Line {
-    pub(crate) fn plain(stream: TcpStream) -> Line {
-        Line::Plain { stream, first: Some(First::Unheard) }
+    pub(crate) fn plain(stream: TcpStream, first: First) -> Line {
+        Line::Plain { stream, first: Some(first) }
     }
 
-    /// The same; `told` hears whether the other side speaks as it should.
-    pub(crate) fn plain_told(stream: TcpStream, told: oneshot::Sender<Result<(), String>>) -> Line {
-        Line::Plain { stream, first: Some(First::Told(told)) }
+    pub(crate) fn through(stream: Box<dyn Stream>, first: First) -> Line {
+        Line::Through { stream, first: Some(first) }
     }
 
     pub(crate) fn tls(stream: TlsStream<TcpStream>, ahead: &[u8]) -> Line {
@@ -75,25 +78,35 @@ impl Line {
     pub(crate) fn nodelay(&self) -> io::Result<bool> {
         match self {
             Line::Plain { stream, .. } => stream.nodelay(),
+            Line::Through { .. } => Ok(true),
             Line::Tls { stream, .. } => stream.get_ref().0.nodelay(),
         }
     }
 }
 
+/// Reads what should be HTTP/2, and looks at how it begins.
+fn read_plain(
+    stream: &mut (impl AsyncRead + Unpin),
+    first: &mut Option<First>,
+    context: &mut Context<'_>,
+    buffer: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let before = buffer.filled().len();
+    std::task::ready!(Pin::new(stream).poll_read(context, buffer))?;
+    let Some(first) = first.take() else { return Poll::Ready(Ok(())) };
+    let fault = fault(buffer.filled().get(before..).unwrap_or_default());
+    if let First::Told(told) = first {
+        // Whoever wanted to know may have gone on.
+        let _ = told.send(fault.clone().map_or(Ok(()), Err));
+    }
+    Poll::Ready(fault.map_or(Ok(()), |words| Err(io::Error::new(io::ErrorKind::InvalidData, words))))
+}
+
 impl AsyncRead for Line {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Line::Plain { stream, first: None } => Pin::new(stream).poll_read(context, buffer),
-            Line::Plain { stream, first } => {
-                let before = buffer.filled().len();
-                std::task::ready!(Pin::new(stream).poll_read(context, buffer))?;
-                let fault = fault(buffer.filled().get(before..).unwrap_or_default());
-                if let Some(First::Told(told)) = first.take() {
-                    // Whoever wanted to know may have gone on.
-                    let _ = told.send(fault.clone().map_or(Ok(()), Err));
-                }
-                Poll::Ready(fault.map_or(Ok(()), |words| Err(io::Error::new(io::ErrorKind::InvalidData, words))))
-            }
+            Line::Plain { stream, first } => read_plain(stream, first, context, buffer),
+            Line::Through { stream, first } => read_plain(stream, first, context, buffer),
             Line::Tls { stream, ahead } if ahead.is_empty() => Pin::new(stream.as_mut()).poll_read(context, buffer),
             Line::Tls { ahead, .. } => {
                 let now = ahead.len().min(buffer.remaining());
@@ -109,6 +122,7 @@ impl AsyncWrite for Line {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Line::Plain { stream, .. } => Pin::new(stream).poll_write(context, bytes),
+            Line::Through { stream, .. } => Pin::new(stream).poll_write(context, bytes),
             Line::Tls { stream, .. } => Pin::new(stream.as_mut()).poll_write(context, bytes),
         }
     }
@@ -120,6 +134,7 @@ impl AsyncWrite for Line {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Line::Plain { stream, .. } => Pin::new(stream).poll_write_vectored(context, buffers),
+            Line::Through { stream, .. } => Pin::new(stream).poll_write_vectored(context, buffers),
             Line::Tls { stream, .. } => Pin::new(stream.as_mut()).poll_write_vectored(context, buffers),
         }
     }
@@ -127,6 +142,7 @@ impl AsyncWrite for Line {
     fn is_write_vectored(&self) -> bool {
         match self {
             Line::Plain { stream, .. } => stream.is_write_vectored(),
+            Line::Through { stream, .. } => stream.is_write_vectored(),
             Line::Tls { stream, .. } => stream.is_write_vectored(),
         }
     }
@@ -134,6 +150,7 @@ impl AsyncWrite for Line {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Line::Plain { stream, .. } => Pin::new(stream).poll_flush(context),
+            Line::Through { stream, .. } => Pin::new(stream).poll_flush(context),
             Line::Tls { stream, .. } => Pin::new(stream.as_mut()).poll_flush(context),
         }
     }
@@ -141,6 +158,7 @@ impl AsyncWrite for Line {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Line::Plain { stream, .. } => Pin::new(stream).poll_shutdown(context),
+            Line::Through { stream, .. } => Pin::new(stream).poll_shutdown(context),
             Line::Tls { stream, .. } => Pin::new(stream.as_mut()).poll_shutdown(context),
         }
     }

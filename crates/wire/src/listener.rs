@@ -16,7 +16,7 @@ use crate::admission::{Admission, Place};
 use crate::channel::{CONNECTION_WINDOW, KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW, no_delay};
 use crate::connection::{Connection, Origin};
 use crate::limits::{HANDSHAKE, MAX_FAULTY_STREAMS, MAX_HEADERS, MAX_PENDING_RESETS, MAX_STREAMS};
-use crate::line::Line;
+use crate::line::{First, Line};
 use crate::tls::{Door, Peer};
 use crate::{Error, Security};
 
@@ -127,7 +127,7 @@ impl Stream for Incoming {
         while let Poll::Ready((stream, address, place)) = this.poll_accept(context) {
             if !this.security.encrypts() {
                 let origin = Origin { address, encrypted: false, peer: None };
-                return Poll::Ready(Some(Ok(Connection::new(Line::plain(stream), origin, place))));
+                return Poll::Ready(Some(Ok(Connection::new(Line::plain(stream, First::Unheard), origin, place))));
             }
             this.handshakes.spawn(shake_hands(this.security.clone(), this.door, stream, address, place));
         }

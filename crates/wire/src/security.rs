@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tonic::transport::Uri;
 
-use crate::Error;
-use crate::line::Line;
+use crate::channel::{dial, host, port};
+use crate::line::{First, Line};
 use crate::tls::{self, Door, Files, Keyring, Peer, Pem, Roles};
+use crate::{Dial, Error};
 
 /// Who waits for the first bytes of a connection.
 pub(crate) type Told = oneshot::Sender<Result<(), String>>;
 
-/// Plain TCP, or TLS. Cheap to clone.
+/// Plain TCP, TLS, or somebody else's connections. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub enum Security {
     /// No encryption: loopback, or a network that is trusted.
@@ -26,6 +28,8 @@ pub enum Security {
         /// Of which roles a server that we connect to must have one.
         servers: Roles,
     },
+    /// No encryption, and no sockets of ours: connections are this dialler's.
+    Through(Arc<dyn Dial>),
 }
 
 impl Security {
@@ -49,7 +53,7 @@ impl Security {
     #[must_use]
     pub fn to(&self, roles: impl Into<Roles>) -> Security {
         match self {
-            Security::Plain => Security::Plain,
+            Security::Plain | Security::Through(_) => self.clone(),
             Security::Tls { keyring, .. } => Security::Tls { keyring: keyring.clone(), servers: roles.into() },
         }
     }
@@ -85,7 +89,7 @@ impl Security {
     /// Who our certificate says we are.
     pub fn own(&self) -> Option<Peer> {
         match self {
-            Security::Plain => None,
+            Security::Plain | Security::Through(_) => None,
             Security::Tls { keyring, .. } => keyring.current().own.as_ref().and_then(|own| own.peer.clone().ok()),
         }
     }
@@ -93,7 +97,7 @@ impl Security {
     /// Checks that servers can be made with this.
     pub(crate) fn check_server(&self) -> Result<(), Error> {
         match self {
-            Security::Plain => Ok(()),
+            Security::Plain | Security::Through(_) => Ok(()),
             Security::Tls { keyring, .. } => tls::check_server(keyring),
         }
     }
@@ -101,18 +105,19 @@ impl Security {
     /// The scheme of URIs.
     pub(crate) fn scheme(&self) -> &'static str {
         match self {
-            Security::Plain => "http",
+            Security::Plain | Security::Through(_) => "http",
             Security::Tls { .. } => "https",
         }
     }
 
-    /// Makes a line of a connection to `host`; `told` hears what the other side's first bytes are.
-    pub(crate) async fn dialled(&self, stream: TcpStream, host: &str, told: Option<Told>) -> io::Result<Line> {
-        match (self, told) {
-            (Security::Plain, None) => Ok(Line::plain(stream)),
-            (Security::Plain, Some(told)) => Ok(Line::plain_told(stream, told)),
-            (Security::Tls { keyring, servers }, told) => {
-                let line = tls::connect(keyring, *servers, stream, host).await?;
+    /// A line to the host and port of `uri`; `told` hears what the other side's first bytes are.
+    pub(crate) async fn line(&self, uri: &Uri, told: Option<Told>) -> io::Result<Line> {
+        let first = |told: Option<Told>| told.map_or(First::Unheard, First::Told);
+        match self {
+            Security::Plain => Ok(Line::plain(dial(uri).await?, first(told))),
+            Security::Through(dialler) => Ok(Line::through(dialler.dial(host(uri), port(uri)).await?, first(told))),
+            Security::Tls { keyring, servers } => {
+                let line = tls::connect(keyring, *servers, dial(uri).await?, host(uri)).await?;
                 // The handshake ended with them.
                 told.map(|told| told.send(Ok(())));
                 Ok(line)
@@ -123,7 +128,7 @@ impl Security {
     /// Makes a line of a connection that came in by `door`.
     pub(crate) async fn accepted(&self, stream: TcpStream, door: Door) -> Result<(Line, Option<Peer>), String> {
         match self {
-            Security::Plain => Ok((Line::plain(stream), None)),
+            Security::Plain | Security::Through(_) => Ok((Line::plain(stream, First::Unheard), None)),
             Security::Tls { keyring, .. } => tls::accept(keyring, door, stream).await,
         }
     }

@@ -1,4 +1,4 @@
-//! A thread that owns what computes.
+//! A thread that owns what computes; in a simulation, which has one thread, a task.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -48,6 +48,17 @@ impl<T: Send + 'static> ComputeThread<T> {
         };
         let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);
         started.map(|_| ComputeThread { jobs }).map_err(|e| Error::Compute(format!("no thread: {e}")))
+    }
+
+    /// Runs the jobs as a task of the runtime it is called on: a simulation has one thread, and its order is the same again.
+    pub fn here(queue: usize, mut value: T) -> Self {
+        let (jobs, mut inbox) = mpsc::channel::<Job<T>>(queue);
+        tokio::spawn(async move {
+            while let Some(job) = inbox.recv().await {
+                job(&mut value);
+            }
+        });
+        ComputeThread { jobs }
     }
 
     /// Queues a job without waiting for its end; waits while the queue is full. A panic in it ends there.

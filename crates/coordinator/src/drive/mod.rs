@@ -238,13 +238,25 @@ impl Driver {
     /// # Errors
     /// If no thread or runtime can be had.
     pub fn start(self, shutdown: CancellationToken) -> std::io::Result<DriverHandle> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (handle, run) = self.prepare();
+        std::thread::Builder::new().name("driver".to_owned()).spawn(move || runtime.block_on(run.forever(shutdown)))?;
+        Ok(handle)
+    }
+
+    /// The loop as a future, for simulations, which have one thread.
+    pub fn here(self, shutdown: CancellationToken) -> (DriverHandle, impl Future<Output = ()>) {
+        let (handle, run) = self.prepare();
+        (handle, run.forever(shutdown))
+    }
+
+    fn prepare(self) -> (DriverHandle, Run) {
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (ready, watching) = watch::channel(false);
         let (trouble, troubled) = watch::channel(None);
         let (placed, placing) = watch::channel(None);
         let stats = Arc::new(Stats::default());
         let handle = DriverHandle { commands, ready: watching, trouble: troubled, placed: placing, stats: stats.clone() };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let core = Core::new(self.pipeline, self.limits, self.canary.clone());
         let run = Run {
             sight: Sight::new(self.pipeline),
@@ -260,8 +272,7 @@ impl Driver {
             epoch: 0,
             lost_at: None,
         };
-        std::thread::Builder::new().name("driver".to_owned()).spawn(move || runtime.block_on(run.forever(shutdown)))?;
-        Ok(handle)
+        (handle, run)
     }
 }
 
@@ -358,6 +369,8 @@ impl Run {
         let mut done = std::pin::pin!(done);
         loop {
             tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return None,
                 done = &mut done => return Some(done),
                 command = self.inbox.recv() => {
                     // Without a pipeline nothing is sent, so all of it is news.
@@ -368,7 +381,6 @@ impl Run {
                     }
                     self.count();
                 }
-                () = shutdown.cancelled() => return None,
             }
         }
     }

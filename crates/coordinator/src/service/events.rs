@@ -29,6 +29,7 @@ async fn deadline(left: Option<Duration>) -> Status {
 /// The outcome of `work`, unless the deadline comes first.
 pub(super) async fn within<T>(left: Option<Duration>, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     tokio::select! {
+        biased;
         outcome = work => outcome,
         status = deadline(left) => Err(status),
     }
@@ -51,6 +52,7 @@ where
     let task = run(events.clone());
     let follow = async move {
         let end = tokio::select! {
+            biased;
             end = task => end,
             status = deadline(left) => Err(status),
             () = over.cancelled() => Err(status::unavailable("this coordinator does not lead any more", RETRY)),

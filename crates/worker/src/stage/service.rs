@@ -24,6 +24,17 @@ const QUEUE: usize = 4;
 /// Bytes of a handle of features; a digest has 32.
 const MAX_HANDLE: usize = 64;
 
+/// What runs a core, once there is one.
+type Cores<C> = ComputeThread<Option<StageCore<C>>>;
+
+fn thread<C: Compute>(core: Option<StageCore<C>>) -> Result<Cores<C>, Error> {
+    ComputeThread::start("stage", QUEUE, core)
+}
+
+fn here<C: Compute>(core: Option<StageCore<C>>) -> Result<Cores<C>, Error> {
+    Ok(ComputeThread::here(QUEUE, core))
+}
+
 /// Where a frame goes when this stage is done with it.
 enum Output {
     Next(mpsc::Sender<LinkMessage>),
@@ -46,7 +57,7 @@ struct Shared<C> {
     identity: Identity,
     security: Security,
     /// What computes; nothing until the first layers are there.
-    thread: ComputeThread<Option<StageCore<C>>>,
+    thread: Cores<C>,
     features: Arc<Features>,
     /// Layers that are computed with: none, or those of the latest place.
     held: watch::Sender<Range<usize>>,
@@ -93,7 +104,24 @@ impl<C: Compute> StageService<C> {
     ) -> Result<Self, Error> {
         let (layers, sizes) = (compute.layers(), (compute.total_layers(), compute.hidden()));
         let core = Some(StageCore::new(compute, slots));
-        Self::with(identity, security, core, layers, None, sizes, slots, feature_bytes, shutdown)
+        Self::with(identity, security, thread, core, layers, None, sizes, slots, feature_bytes, shutdown)
+    }
+
+    /// As [`start`](Self::start), but it computes as a task of the runtime it is called on, for simulations.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_here(
+        identity: Identity,
+        security: Security,
+        compute: C,
+        slots: usize,
+        feature_bytes: usize,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Error> {
+        let (layers, sizes) = (compute.layers(), (compute.total_layers(), compute.hidden()));
+        let core = Some(StageCore::new(compute, slots));
+        Self::with(identity, security, here, core, layers, None, sizes, slots, feature_bytes, shutdown)
     }
 
     /// A stage without layers: it loads what a coordinator asks for.
@@ -109,13 +137,14 @@ impl<C: Compute> StageService<C> {
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let sizes = (loader.total_layers(), loader.hidden());
-        Self::with(identity, security, None, 0..0, Some(loader), sizes, slots, feature_bytes, shutdown)
+        Self::with(identity, security, thread, None, 0..0, Some(loader), sizes, slots, feature_bytes, shutdown)
     }
 
     #[allow(clippy::too_many_arguments)]
     fn with(
         identity: Identity,
         security: Security,
+        runs: fn(Option<StageCore<C>>) -> Result<Cores<C>, Error>,
         core: Option<StageCore<C>>,
         layers: Range<usize>,
         loader: Option<Arc<dyn Loader<C>>>,
@@ -130,7 +159,7 @@ impl<C: Compute> StageService<C> {
             meter,
             identity,
             security,
-            thread: ComputeThread::start("stage", QUEUE, core)?,
+            thread: runs(core)?,
             features: Arc::new(Features::new(feature_bytes)),
             held: watch::channel(layers).0,
             prepared: Mutex::new(None),
@@ -278,9 +307,10 @@ impl<C: Compute> Shared<C> {
         let (mut order, mut sequence) = (Order::new(pipeline, epoch), 0);
         loop {
             let message = tokio::select! {
-                message = incoming.message() => message,
+                biased;
                 () = over.cancelled() => return Err(broken()),
                 () = self.shutdown.cancelled() => return Err(Error::NotReady("this stage is shutting down".to_owned())),
+                message = incoming.message() => message,
             };
             let frame = match message {
                 Ok(Some(LinkMessage { message: Some(link_message::Message::Frame(frame)) })) => frame,
@@ -307,8 +337,9 @@ impl<C: Compute> Shared<C> {
             }
             // A neighbour that takes nothing must not keep what is over.
             tokio::select! {
-                sent = send_on(applied, sequence, &output) => sent?,
+                biased;
                 () = over.cancelled() => return Err(broken()),
+                sent = send_on(applied, sequence, &output) => sent?,
             }
             sequence += 1;
         }
