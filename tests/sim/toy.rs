@@ -62,6 +62,11 @@ impl Toy {
         let salt = if numerics == NUMERICS[0] { 0 } else { 1000 };
         Toy { layers, salt, slots: BTreeMap::new() }
     }
+
+    /// Positions of a row slot, if it is open.
+    pub(crate) fn length(&self, row_slot: usize) -> Option<usize> {
+        self.slots.get(&row_slot).map(|slot| slot.states.len())
+    }
 }
 
 impl Compute for Toy {
@@ -161,7 +166,7 @@ impl Compute for Toy {
     }
 
     fn kv_bytes(&self) -> usize {
-        0
+        self.slots.values().map(|slot| slot.capacity).sum()
     }
 }
 
@@ -178,7 +183,7 @@ pub(crate) fn alone(numerics: &str, spec: &UnitSpec) -> (Vec<u32>, Finish) {
     let feed = |toy: &mut Toy, branch: usize, pieces: Vec<Piece>, last: &mut [f32]| {
         let mut rows = Vec::new();
         toy.embed(&Input { pieces }, &cache, &mut rows).unwrap();
-        let start = toy.slots[&branch].states.len();
+        let start = toy.length(branch).expect("an open slot");
         toy.forward(&[Span { slot: branch, start, rows: rows.len() / HIDDEN }], &mut rows).unwrap();
         last[branch * HIDDEN..(branch + 1) * HIDDEN].copy_from_slice(&rows[rows.len() - HIDDEN..]);
     };
