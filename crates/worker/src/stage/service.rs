@@ -24,17 +24,6 @@ const QUEUE: usize = 4;
 /// Bytes of a handle of features; a digest has 32.
 const MAX_HANDLE: usize = 64;
 
-/// What runs a core, once there is one.
-type Cores<C> = ComputeThread<Option<StageCore<C>>>;
-
-fn thread<C: Compute>(core: Option<StageCore<C>>) -> Result<Cores<C>, Error> {
-    ComputeThread::start("stage", QUEUE, core)
-}
-
-fn here<C: Compute>(core: Option<StageCore<C>>) -> Result<Cores<C>, Error> {
-    Ok(ComputeThread::here(QUEUE, core))
-}
-
 /// Where a frame goes when this stage is done with it.
 enum Output {
     Next(mpsc::Sender<LinkMessage>),
@@ -57,7 +46,7 @@ struct Shared<C> {
     identity: Identity,
     security: Security,
     /// What computes; nothing until the first layers are there.
-    thread: Cores<C>,
+    thread: ComputeThread<Option<StageCore<C>>>,
     features: Arc<Features>,
     /// Layers that are computed with: none, or those of the latest place.
     held: watch::Sender<Range<usize>>,
@@ -104,7 +93,7 @@ impl<C: Compute> StageService<C> {
     ) -> Result<Self, Error> {
         let (layers, sizes) = (compute.layers(), (compute.total_layers(), compute.hidden()));
         let core = Some(StageCore::new(compute, slots));
-        Self::with(identity, security, thread, core, layers, None, sizes, slots, feature_bytes, shutdown)
+        Self::with(identity, security, true, core, layers, None, sizes, slots, feature_bytes, shutdown)
     }
 
     /// As [`start`](Self::start), but it computes as a task of the runtime it is called on, for simulations.
@@ -121,7 +110,7 @@ impl<C: Compute> StageService<C> {
     ) -> Result<Self, Error> {
         let (layers, sizes) = (compute.layers(), (compute.total_layers(), compute.hidden()));
         let core = Some(StageCore::new(compute, slots));
-        Self::with(identity, security, here, core, layers, None, sizes, slots, feature_bytes, shutdown)
+        Self::with(identity, security, false, core, layers, None, sizes, slots, feature_bytes, shutdown)
     }
 
     /// A stage without layers: it loads what a coordinator asks for.
@@ -137,14 +126,14 @@ impl<C: Compute> StageService<C> {
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let sizes = (loader.total_layers(), loader.hidden());
-        Self::with(identity, security, thread, None, 0..0, Some(loader), sizes, slots, feature_bytes, shutdown)
+        Self::with(identity, security, true, None, 0..0, Some(loader), sizes, slots, feature_bytes, shutdown)
     }
 
     #[allow(clippy::too_many_arguments)]
     fn with(
         identity: Identity,
         security: Security,
-        runs: fn(Option<StageCore<C>>) -> Result<Cores<C>, Error>,
+        own_thread: bool,
         core: Option<StageCore<C>>,
         layers: Range<usize>,
         loader: Option<Arc<dyn Loader<C>>>,
@@ -159,7 +148,10 @@ impl<C: Compute> StageService<C> {
             meter,
             identity,
             security,
-            thread: runs(core)?,
+            thread: match own_thread {
+                true => ComputeThread::start("stage", QUEUE, core)?,
+                false => ComputeThread::here(QUEUE, core),
+            },
             features: Arc::new(Features::new(feature_bytes)),
             held: watch::channel(layers).0,
             prepared: Mutex::new(None),
