@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use cpus::default_threads;
+pub use cpus::{CpuTimes, default_threads};
 
 use crate::isa::{self, Isa};
 

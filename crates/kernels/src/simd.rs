@@ -25,6 +25,8 @@ pub(crate) trait Lanes: Copy {
     const WIDE_ROWS: usize;
     /// Pairs of vectors in a narrow tile.
     const NARROW: usize;
+    /// Rows of a tile with twice as many pairs, where that is a whole panel and fits the registers; else 0.
+    const LOW_ROWS: usize = 0;
 
     unsafe fn zero() -> Self;
     unsafe fn load(from: *const f32) -> Self;

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{everywhere, same_bits, values};
-use janus_kernels::{Packed, Pool, WeightFormat, bf16_to_f32, f32_to_bf16, linear};
+use janus_kernels::{Packed, Pool, WeightFormat, bf16_to_f32, f32_to_bf16, linear, widen_first};
 use proptest::prelude::*;
 
 fn check(m: usize, n: usize, k: usize, format: WeightFormat, with_bias: bool, seed: u64) {
@@ -16,13 +16,19 @@ fn check(m: usize, n: usize, k: usize, format: WeightFormat, with_bias: bool, se
     let bias = with_bias.then(|| values(seed + 2, n));
     let packed = Packed::pack_f32(n, k, &w, format).unwrap();
     let expected = common::linear(&x, &w, bias.as_deref(), n, k);
-    everywhere(|isa, pool| {
-        let mut out = vec![f32::NAN; m * n];
-        linear(pool, &x, &packed, bias.as_deref(), &mut out);
-        if let Err(error) = same_bits(&out, &expected) {
-            panic!("{m} x {n} x {k} {format:?} on {isa:?} with {} threads: {error}", pool.threads());
-        }
-    });
+    for widened in [true, false] {
+        // For other tests at the same time it is only a matter of speed.
+        widen_first(Some(widened));
+        everywhere(|isa, pool| {
+            let mut out = vec![f32::NAN; m * n];
+            linear(pool, &x, &packed, bias.as_deref(), &mut out);
+            if let Err(error) = same_bits(&out, &expected) {
+                let threads = pool.threads();
+                panic!("{m} x {n} x {k} {format:?} on {isa:?} with {threads} threads, widened first {widened}: {error}");
+            }
+        });
+    }
+    widen_first(None);
 }
 
 proptest! {
@@ -37,7 +43,7 @@ proptest! {
 
 #[test]
 fn many_rows_give_the_oracles_bits() {
-    for (m, n, k) in [(32, 33, 257), (97, 64, 300), (200, 37, 513), (400, 70, 64)] {
+    for (m, n, k) in [(32, 33, 257), (97, 64, 300), (105, 32, 130), (200, 37, 513), (400, 70, 64)] {
         check(m, n, k, WeightFormat::Bf16, true, m as u64);
         check(m, n, k, WeightFormat::F32, false, m as u64);
     }

@@ -176,7 +176,7 @@ unsafe fn run<L: Lanes, W: Step>(tile: &Tile, rows: usize, single: bool) {
         if single {
             wide::<L, W>(tile, rows);
         } else {
-            narrow::<L, W>(tile, rows);
+            narrow::<L, W>(tile, rows, L::NARROW);
         }
     }
 }

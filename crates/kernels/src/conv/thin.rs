@@ -114,7 +114,7 @@ unsafe fn panel_with<L: Lanes>(
             if single {
                 wide::<L, F32Step>(&tile, cout);
             } else {
-                narrow::<L, F32Step>(&tile, cout);
+                narrow::<L, F32Step>(&tile, cout, L::NARROW);
             }
         }
         at += len;

@@ -1,7 +1,7 @@
-//! Rows in the order tiles read them: groups of up to [`Lanes::ROWS`] rows, the values of one step side by side.
+//! Rows in the order tiles read them: groups of some rows ([`shape`]), the values of one step side by side.
 //! So few rows that one pass over the weights does ([`Lanes::WIDE_ROWS`]) are used as they come.
 
-use super::tile::{MOST, split};
+use super::tile::{MOST, shape, split};
 use crate::packed::PANEL;
 use crate::simd::{Lanes, lanes_fn};
 
@@ -40,7 +40,7 @@ lanes_fn! {
 
 #[inline(always)]
 unsafe fn arrange_with<L: Lanes>(source: &dyn Source, row: usize, rows: usize, k: usize, to: *mut f32) {
-    let (groups, large, of_large) = if rows <= L::WIDE_ROWS { (rows, 1, rows) } else { split(rows, L::ROWS) };
+    let (groups, large, of_large) = if rows <= L::WIDE_ROWS { (rows, 1, rows) } else { split(rows, shape::<L>(rows).0) };
     let mut done = 0;
     for group in 0..groups {
         let size = if group < of_large { large } else { large - 1 };

@@ -4,8 +4,9 @@
 
 use std::mem::MaybeUninit;
 
-use super::tile::{Bf16Step, Cut, F32Step, Step, Tile, narrow, split, wide};
+use super::tile::{Bf16Step, Cut, F32Step, Step, Tile, narrow, shape, split, wide};
 use super::{AHEAD, CHUNK};
+use crate::isa::widens_first;
 use crate::packed::{PANEL, Packed, WeightFormat};
 use crate::simd::{Lanes, lanes_fn};
 
@@ -13,7 +14,7 @@ use crate::simd::{Lanes, lanes_fn};
 /// the next one, being prefetched, stay in the first-level cache.
 const BLOCK_K: (usize, usize) = (128, 64);
 
-/// From so many groups of rows on a block of bf16 weights is widened once for all of them.
+/// From so many groups of rows on a block of bf16 weights is widened once for all of them, on CPUs that gain by it.
 const WIDEN: usize = 3;
 
 /// What a walk keeps between blocks of `k`, in the first-level cache: rows of the outputs lie too regularly far apart for
@@ -60,15 +61,18 @@ unsafe fn walk_with<L: Lanes>(job: &Job<'_>, first: usize, last: usize) {
 #[inline(always)]
 unsafe fn steps<L: Lanes, W: Step>(job: &Job<'_>, first: usize, last: usize) {
     let k = job.w.k();
-    let (groups, _, _) = split(job.rows, L::ROWS);
+    let (most, pairs) = shape::<L>(job.rows);
+    let (groups, _, _) = split(job.rows, most);
     let single = job.rows <= L::WIDE_ROWS;
     // Also one pass: a group that fits the registers with a whole panel.
-    let once = single || (groups == 1 && PANEL / 2 / L::N == L::NARROW);
+    let once = single || (groups == 1 && PANEL / 2 / L::N == pairs);
     let block = match groups {
         _ if once => k.max(1),
         1 => BLOCK_K.1,
         _ => BLOCK_K.0,
     };
+    // Groups of few rows want every register for their chains, and few are widened for often enough.
+    let widens = W::BYTES < F32Step::BYTES && groups >= WIDEN && pairs == L::NARROW && widens_first();
     let mut kept = MaybeUninit::<Kept>::uninit();
     // SAFETY: only addresses are taken; both parts are written before they are read.
     let (partial, widened) = unsafe {
@@ -85,7 +89,7 @@ unsafe fn steps<L: Lanes, W: Step>(job: &Job<'_>, first: usize, last: usize) {
             // SAFETY: the part lies inside job's shapes; the widened block holds as many steps.
             unsafe {
                 let weights = weights.add(start * W::BYTES);
-                if W::BYTES < F32Step::BYTES && groups >= WIDEN {
+                if widens {
                     widen::<L, W>(weights, steps, widened);
                     part_of::<L, F32Step>(job, &part, widened.cast_const().cast());
                 } else {
@@ -111,7 +115,8 @@ struct Part {
 #[inline(always)]
 unsafe fn part_of<L: Lanes, W: Step>(job: &Job<'_>, part: &Part, weights: *const u8) {
     let (n, k) = (job.w.n(), job.w.k());
-    let (groups, large, of_large) = split(job.rows, L::ROWS);
+    let (most, pairs) = shape::<L>(job.rows);
+    let (groups, large, of_large) = split(job.rows, most);
     let offset = part.index * PANEL;
     let lanes = PANEL.min(n - offset);
     let null = std::ptr::null::<f32>();
@@ -138,10 +143,10 @@ unsafe fn part_of<L: Lanes, W: Step>(job: &Job<'_>, part: &Part, weights: *const
                 fetch_step: part.fetch_step,
             };
             if lanes == PANEL || !done {
-                either::<L, W>(&tile, rows, part.single);
+                either::<L, W>(&tile, rows, pairs, part.single);
             } else {
                 let mut edge = Cut::new(lanes);
-                either::<L, W>(&edge.enter(&tile, rows), rows, part.single);
+                either::<L, W>(&edge.enter(&tile, rows), rows, pairs, part.single);
                 edge.leave(&tile, rows);
             }
         }
@@ -168,13 +173,13 @@ unsafe fn widen<L: Lanes, W: Step>(weights: *const u8, steps: usize, to: *mut f3
 }
 
 #[inline(always)]
-unsafe fn either<L: Lanes, W: Step>(tile: &Tile, rows: usize, single: bool) {
+unsafe fn either<L: Lanes, W: Step>(tile: &Tile, rows: usize, pairs: usize, single: bool) {
     // SAFETY: forwarded.
     unsafe {
         if single {
             wide::<L, W>(tile, rows);
         } else {
-            narrow::<L, W>(tile, rows);
+            narrow::<L, W>(tile, rows, pairs);
         }
     }
 }

@@ -1,7 +1,8 @@
-//! How many CPUs this process may really use: its affinity mask, cut by the cgroup quota. Read by `Pool` alone.
+//! How many CPUs this process may really use: its affinity mask, cut by the cgroup quota; and how idle they are.
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Threads a pool should have here: CPUs in the affinity mask, at most the cgroup's quota rounded up, at least 1.
 pub fn default_threads() -> usize {
@@ -10,6 +11,80 @@ pub fn default_threads() -> usize {
         Some(quota) => cpus.min((quota.ceil() as usize).max(1)),
         None => cpus,
     }
+}
+
+/// Processor time up to a moment: two of them say how many cores had nothing to do in between.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuTimes {
+    at: Instant,
+    /// Seconds that the CPUs of the affinity mask were idle, all together.
+    idle: f64,
+    /// Seconds that this process took.
+    used: f64,
+}
+
+impl CpuTimes {
+    /// Up to now; `None` where the system does not say (elsewhere than on Linux).
+    pub fn now() -> Option<Self> {
+        let idle = idle_ticks(&std::fs::read_to_string("/proc/stat").ok()?, &allowed())? as f64 / ticks_per_second()?;
+        Some(CpuTimes { at: Instant::now(), idle, used: used_seconds()? })
+    }
+
+    /// When this was.
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// Cores that were idle from `earlier` to this, of those the process may use: neither what others left of its CPUs nor
+    /// what it left of its own cgroup's quota is exceeded. The system counts in hundredths of a second.
+    pub fn spare_since(&self, earlier: &Self) -> f64 {
+        self.spare(earlier, default_threads())
+    }
+
+    fn spare(&self, earlier: &Self, threads: usize) -> f64 {
+        let seconds = self.at.duration_since(earlier.at).as_secs_f64().max(f64::MIN_POSITIVE);
+        let idle = (self.idle - earlier.idle) / seconds;
+        let left = threads as f64 - (self.used - earlier.used) / seconds;
+        idle.min(left).max(0.0)
+    }
+}
+
+/// Idle ticks of `cpus` in the text of `/proc/stat`, waiting for disks included (proc(5)); `None` if one of them is missing.
+fn idle_ticks(stat: &str, cpus: &[usize]) -> Option<u64> {
+    let of = |cpu: &usize| {
+        let name = format!("cpu{cpu}");
+        let mut fields = stat.lines().map(str::split_whitespace).find_map(|mut f| (f.next()? == name).then_some(f))?;
+        let (idle, iowait) = (fields.nth(3)?, fields.next()?);
+        Some(idle.parse::<u64>().ok()? + iowait.parse::<u64>().ok()?)
+    };
+    cpus.iter().map(of).sum()
+}
+
+#[cfg(target_os = "linux")]
+fn ticks_per_second() -> Option<f64> {
+    // SAFETY: takes a constant and returns a number.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    (ticks > 0).then_some(ticks as f64)
+}
+
+#[cfg(target_os = "linux")]
+fn used_seconds() -> Option<f64> {
+    // SAFETY: a timespec is plain data, and the call fills it.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        (libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) == 0).then_some(time)?
+    };
+    Some(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ticks_per_second() -> Option<f64> {
+    None
+}
+
+#[cfg(not(target_os = "linux"))]
+fn used_seconds() -> Option<f64> {
+    None
 }
 
 /// CPUs of the affinity mask, by number.
@@ -127,6 +202,36 @@ mod tests {
         std::fs::write(root.join("sys/fs/cgroup/a/cpu.max"), "150000 100000\n").unwrap();
         assert_eq!(quota(&root), Some(1.5));
         std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn idle_cores_are_those_that_nobody_used_and_the_quota_has_left() {
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 400 50 6 7 8 0 0\ncpu1 1 2 3 4000 500 6 7 8 0 0\ncpu10 0 0 0 7 0 0 0 0\nintr 5\n";
+        assert_eq!(idle_ticks(stat, &[0]), Some(450));
+        assert_eq!(idle_ticks(stat, &[0, 1]), Some(4950));
+        assert_eq!(idle_ticks(stat, &[10]), Some(7));
+        assert_eq!(idle_ticks(stat, &[2]), None);
+        let at = Instant::now();
+        let times = |seconds, idle, used| CpuTimes { at: at + std::time::Duration::from_secs(seconds), idle, used };
+        let before = times(0, 100.0, 10.0);
+        // Four CPUs, half of which others use; a quota of two, of which one and a half are used.
+        assert_eq!(times(2, 104.0, 10.0).spare(&before, 4), 2.0);
+        assert_eq!(times(2, 104.0, 13.0).spare(&before, 2), 0.5);
+        // More was used than granted: ticks are coarse.
+        assert_eq!(times(2, 99.9, 15.0).spare(&before, 2), 0.0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn work_of_our_own_is_no_idle_time() {
+        let before = CpuTimes::now().unwrap();
+        let mut sum = 0u64;
+        while before.at.elapsed().as_millis() < 100 {
+            sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(7));
+        }
+        let after = CpuTimes::now().unwrap();
+        assert!(after.at() > before.at() && after.used > before.used);
+        assert!(after.spare_since(&before) < default_threads() as f64, "{before:?} {after:?} {sum}");
     }
 
     #[test]

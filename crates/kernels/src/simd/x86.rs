@@ -11,6 +11,7 @@ impl Lanes for __m256 {
     const ROWS: usize = 6;
     const WIDE_ROWS: usize = 2;
     const NARROW: usize = 1;
+    const LOW_ROWS: usize = 3;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
