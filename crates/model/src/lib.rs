@@ -15,7 +15,7 @@ pub mod vq;
 pub mod weights;
 
 pub use error::{Error, Result};
-pub use janus_kernels::{Isa, KvDtype, Pool, WeightFormat, default_threads, force_isa, guidance, isa, measure};
+pub use janus_kernels::{Isa, KvDtype, Pool, WeightFormat, choose_isa, default_threads, force_isa, guidance, isa, measure};
 pub use sampling::ImageSampling;
 pub use weights::{Checkpoint, Digest};
 

@@ -12,7 +12,7 @@ use janus_model::llama::{Embeddings, Heads, LlamaRange, Span};
 use janus_model::siglip::VisionEncoder;
 use janus_model::vq::{VqDecoder, WINOGRAD};
 use janus_model::{
-    Checkpoint, ImageSampling, KvDtype, Pool, WeightFormat, force_isa, guidance, isa, measure, sampling::sample,
+    Checkpoint, ImageSampling, KvDtype, Pool, WeightFormat, choose_isa, guidance, isa, measure, sampling::sample,
 };
 use janus_spec::{Layout, ModelSpec};
 use serde::Serialize;
@@ -68,7 +68,9 @@ pub(crate) fn run(args: Bench) -> Outcome {
             args.stages, checkpoint.spec.llm.layers
         )));
     }
-    force_isa(args.isa);
+    if let Some(isa) = args.isa {
+        choose_isa(isa);
+    }
     let pool = Arc::new(Pool::new(args.threads.unwrap_or_else(janus_model::default_threads)));
     let weights = args.weights.map_or_else(|| checkpoint.native_format(), WeightFormat::from);
     let kv = KvDtype::from(args.kv);
