@@ -225,7 +225,8 @@ fn renamed(problem: Problem) -> Problem {
 
 /// Paints pictures.
 ///
-/// With `stream: true` the answer is a stream of server-sent events: `image_generation.partial_image`,
+/// With `stream: true` the answer is a stream of server-sent events: `image_generation.partial_image` (with `sketch: true` if
+/// no decoder had idle cores, so that it has the colours of the ids so far and no edges),
 /// `image_generation.progress`, `.queued`, `.resumed` and `.restarted` if ids were asked for, and `image_generation.completed` for
 /// each picture. After `.restarted` everything comes again, completed pictures too.
 #[utoipa::path(post, path = "/v1/images/generations", tag = "images", request_body = ImageRequest, responses(
@@ -320,7 +321,7 @@ struct PictureEvent {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum More {
-    Partial { partial_image_index: u32, known: u32 },
+    Partial { partial_image_index: u32, known: u32, sketch: bool },
     Completed { usage: Usage, seed: u64, sha256: String },
 }
 
@@ -350,7 +351,7 @@ impl Growing {
                     sse::Event::new(kind, &event)
                 }
                 Ok(Painted::Partial(p)) => {
-                    let more = More::Partial { partial_image_index: p.partial, known: p.known };
+                    let more = More::Partial { partial_image_index: p.partial, known: p.known, sketch: p.sketch };
                     self.picture("image_generation.partial_image", p.index, (p.width, p.height), p.rgb, more).await
                 }
                 Ok(Painted::Image(image)) => {

@@ -93,11 +93,13 @@ pub(crate) struct Needs {
     pub(crate) vq_encoder: bool,
     /// The VQ decoder.
     pub(crate) vq_decoder: bool,
+    /// What its codes look like by themselves.
+    pub(crate) previews: bool,
 }
 
 impl Needs {
-    pub(crate) const ALL: Needs = Needs { vision: true, vq_encoder: true, vq_decoder: true };
-    pub(crate) const NONE: Needs = Needs { vision: false, vq_encoder: false, vq_decoder: false };
+    pub(crate) const ALL: Needs = Needs { vision: true, vq_encoder: true, vq_decoder: true, previews: true };
+    pub(crate) const NONE: Needs = Needs { vision: false, vq_encoder: false, vq_decoder: false, previews: false };
 }
 
 /// A running cluster.
@@ -190,6 +192,9 @@ impl Local {
         encoders.push(spawn(&security, |server| server.add_service(encoder.server()), &shutdown).await?.to_string());
         let decoder = DecoderService::start(named("decoder-0"), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
         let decoder = decoder.map_err(Failure::mistake)?;
+        if needs.previews {
+            decoder.prepare();
+        }
         decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
 
         let stages_here = stages.clone();

@@ -150,7 +150,9 @@ impl Running {
         if has(Roles::Decoder) {
             let (identity, checkpoint, pool) = (identity.clone(), checkpoint.clone(), pool.clone());
             let load = move || DecoderService::start(identity, checkpoint, pool, weights, true);
-            router = router.add_service(loaded(load).await?.server());
+            let decoder = loaded(load).await?;
+            decoder.prepare();
+            router = router.add_service(decoder.server());
         }
         let until = shutdown.clone();
         let incoming = listener.behind(&security, Door::Nodes);

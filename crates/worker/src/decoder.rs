@@ -1,18 +1,19 @@
 //! The decoder role: pictures of VQ ids, and what each id looks like by itself. Finished pictures come first: what is
-//! decoded for a preview stops between two layers when one of them waits.
+//! decoded for a preview stops between two layers when one of them waits, and is not begun while the cores have other work.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use janus_kernels::{Pool, WeightFormat};
+use janus_kernels::{CpuTimes, Pool, WeightFormat};
 use janus_model::vq::{PaletteFit, VqDecoder};
 use janus_model::{Checkpoint, image};
 use janus_wire::v1::decoder_server::{Decoder, DecoderServer};
 use janus_wire::v1::{self};
 use janus_wire::{Guarded, Identity, MAX_NODE_MESSAGE};
 use opentelemetry::KeyValue;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -56,6 +57,20 @@ impl Weights {
 struct Painter {
     weights: Arc<Weights>,
     pool: Arc<Pool>,
+}
+
+impl Painter {
+    fn paint(&self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
+        let decoder = self.weights.decoder()?;
+        self.weights.picture(&decoder, &self.pool, ids, stop)
+    }
+}
+
+/// What paints unfinished pictures and finds out colours: one thread of the lowest priority, so that it takes what others
+/// leave, also where the steps of pictures are computed on the same cores.
+struct Sketcher {
+    weights: Arc<Weights>,
+    pool: Pool,
     palette: Palette,
 }
 
@@ -66,9 +81,12 @@ enum Palette {
     Known(Bytes),
 }
 
-impl Painter {
+/// Lowest priority there is (nice).
+const LEAST: i32 = 19;
+
+impl Sketcher {
     fn paint(&self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
-        let decoder = self.weights.decoder()?;
+        let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
         self.weights.picture(&decoder, &self.pool, ids, stop)
     }
 
@@ -93,44 +111,79 @@ impl Painter {
     }
 }
 
-/// What paints unfinished pictures: one thread of the lowest priority, so that it takes what others leave, also where the
-/// steps of pictures are computed on the same cores.
-struct Sketcher {
-    weights: Arc<Weights>,
-    pool: Pool,
-}
-
-/// Lowest priority there is (nice).
-const LEAST: i32 = 19;
-
-impl Sketcher {
-    fn paint(&self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
-        let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
-        self.weights.picture(&decoder, &self.pool, ids, stop)
-    }
-}
-
-/// Finished pictures that wait or are decoded.
-#[derive(Clone, Default)]
-struct Finals(Arc<AtomicUsize>);
+/// Finished pictures that wait or are decoded: how many.
+#[derive(Clone)]
+struct Finals(Arc<watch::Sender<usize>>);
 
 /// One of them, until it is decoded or its caller is gone.
 struct Final(Finals);
 
 impl Finals {
+    fn none() -> Self {
+        Finals(Arc::new(watch::channel(0).0))
+    }
+
     fn enter(&self) -> Final {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.0.send_modify(|count| *count += 1);
         Final(self.clone())
     }
 
     fn any(&self) -> bool {
-        self.0.load(Ordering::SeqCst) > 0
+        *self.0.borrow() > 0
+    }
+
+    /// Waits until there is none.
+    async fn over(&self) {
+        // The sender is `self`, so it cannot be gone.
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
     }
 }
 
 impl Drop for Final {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Whether the cores of this process have time to spare for what nobody waits for.
+#[derive(Clone)]
+struct Spare {
+    /// How long a look takes, and for how long what it finds is believed.
+    look: Duration,
+    looked: Arc<tokio::sync::Mutex<Looked>>,
+}
+
+#[derive(Default)]
+struct Looked {
+    last: Option<CpuTimes>,
+    /// Idle cores that were found at `last`.
+    cores: f64,
+}
+
+/// Ten ticks of the system's clock.
+const LOOK: Duration = Duration::from_millis(100);
+/// An earlier look is of use for so long.
+const RECENT: Duration = Duration::from_secs(2);
+/// Idle cores that one thread needs, but for what the ticks are inexact by.
+const NEEDED: f64 = 0.8;
+
+impl Spare {
+    /// Whether a core was idle just now. Where that cannot be known, none was.
+    async fn any(&self) -> bool {
+        let mut looked = self.looked.lock().await;
+        let Some(mut now) = CpuTimes::now() else { return false };
+        let last = match looked.last.filter(|last| now.at() - last.at() < RECENT) {
+            Some(last) if now.at() - last.at() < self.look => return looked.cores >= NEEDED,
+            Some(last) => last,
+            None => {
+                let first = now;
+                tokio::time::sleep(self.look).await;
+                now = CpuTimes::now().unwrap_or(first);
+                first
+            }
+        };
+        *looked = Looked { cores: now.spare_since(&last), last: Some(now) };
+        looked.cores >= NEEDED
     }
 }
 
@@ -141,6 +194,7 @@ pub struct DecoderService {
     painter: ComputeThread<Painter>,
     sketcher: ComputeThread<Sketcher>,
     finals: Finals,
+    spare: Spare,
     work: Work,
 }
 
@@ -160,12 +214,34 @@ impl DecoderService {
         if eager {
             weights.decoder()?;
         }
-        let sketcher = Sketcher { weights: weights.clone(), pool: Pool::new(1) };
+        let sketcher = Sketcher { weights: weights.clone(), pool: Pool::new(1), palette: Palette::Unasked };
         let sketcher = ComputeThread::start_at("sketcher", 1, Some(LEAST), sketcher)?;
-        let painter = ComputeThread::start("decoder", QUEUE, Painter { weights, pool, palette: Palette::Unasked })?;
+        let painter = ComputeThread::start("decoder", QUEUE, Painter { weights, pool })?;
         let node = KeyValue::new("node", identity.node.clone());
         let work = Work::new("decoder", "janus.decode", "Pixels of a picture", vec![node]);
-        Ok(DecoderService { identity, painter, sketcher, work, finals: Finals::default() })
+        let spare = Spare { look: LOOK, looked: Arc::default() };
+        Ok(DecoderService { identity, painter, sketcher, work, finals: Finals::none(), spare })
+    }
+
+    /// Finds out the codes' colours now, in the background, so that the first who wants to see ids need not wait.
+    pub fn prepare(&self) {
+        let service = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = service.colours().await {
+                tracing::warn!(%error, "what codes look like is not known yet");
+            }
+        });
+    }
+
+    async fn colours(&self) -> Result<Bytes, Error> {
+        loop {
+            self.finals.over().await;
+            let finals = self.finals.clone();
+            // One job for each decode: what waits gets its turn between two.
+            if let Some(rgb) = self.sketcher.call(move |sketcher| sketcher.palette(|| finals.any())).await?? {
+                return Ok(rgb);
+            }
+        }
     }
 
     /// As a tonic service.
@@ -186,6 +262,9 @@ impl Decoder for DecoderService {
         let (left, _leaving) = (gone.clone(), gone.drop_guard());
         let work = self.work.clone();
         let picture = if request.partial {
+            if !self.spare.any().await {
+                return Err(Error::GaveWay.into());
+            }
             let finals = self.finals.clone();
             let yields = move || finals.any() || left.is_cancelled();
             self.sketcher.call(move |sketcher| work.time(&trace, || sketcher.paint(&request.ids, yields))).await??
@@ -200,13 +279,7 @@ impl Decoder for DecoderService {
 
     async fn palette(&self, request: Request<v1::PaletteRequest>) -> Result<Response<v1::PaletteResponse>, Status> {
         self.identity.check(request.into_inner().hello.as_ref()).map_err(Error::from)?;
-        loop {
-            let finals = self.finals.clone();
-            // One job for each decode: what waits gets its turn between two.
-            if let Some(rgb) = self.painter.call(move |painter| painter.palette(|| finals.any())).await?? {
-                return Ok(Response::new(v1::PaletteResponse { rgb }));
-            }
-        }
+        Ok(Response::new(v1::PaletteResponse { rgb: self.colours().await? }))
     }
 }
 
@@ -217,22 +290,56 @@ mod tests {
     use janus_wire::v1::Role;
     use tonic::Code;
 
-    #[tokio::test]
-    async fn an_unfinished_picture_gives_way_to_a_finished_one() {
+    /// In the codebook of tiny-a.
+    const CODES: usize = 64;
+
+    fn service() -> DecoderService {
         let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/tiny-a/transformers");
         let checkpoint = Arc::new(Checkpoint::open(Files::open_dir(tiny).unwrap()).unwrap());
         let identity = Identity { cluster: "c".into(), numerics: "n".into(), model: [1; 32], node: "d".into() };
         let format = checkpoint.native_format();
-        let service = DecoderService::start(identity.clone(), checkpoint, Arc::new(Pool::new(1)), format, true).unwrap();
-        let ask = |partial| {
-            let hello = Some(identity.hello(Role::Coordinator, 0, 0, 0..0));
-            service.decode(Request::new(v1::DecodeRequest { hello, ids: vec![1; 16], partial }))
-        };
+        DecoderService::start(identity, checkpoint, Arc::new(Pool::new(1)), format, true).unwrap()
+    }
+
+    /// As if so many cores had just been found idle, and for as long as a test takes.
+    async fn found(service: &mut DecoderService, cores: f64) {
+        service.spare.look = Duration::from_secs(3600);
+        *service.spare.looked.lock().await = Looked { last: CpuTimes::now(), cores };
+    }
+
+    async fn ask(service: &DecoderService, partial: bool) -> Result<v1::DecodeResponse, Status> {
+        let hello = Some(service.identity.hello(Role::Coordinator, 0, 0, 0..0));
+        let request = v1::DecodeRequest { hello, ids: vec![1; 16], partial };
+        service.decode(Request::new(request)).await.map(Response::into_inner)
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn an_unfinished_picture_gives_way_to_a_finished_one_and_to_other_work() {
+        let mut service = service();
+        found(&mut service, 1.0).await;
         let finished = service.finals.enter();
-        assert_eq!(ask(true).await.unwrap_err().code(), Code::Aborted);
-        let picture = ask(false).await.unwrap().into_inner();
+        assert_eq!(ask(&service, true).await.unwrap_err().code(), Code::Aborted);
+        let picture = ask(&service, false).await.unwrap();
         drop(finished);
         assert!(!service.finals.any());
-        assert!(ask(true).await.unwrap().into_inner() == picture);
+        assert!(ask(&service, true).await.unwrap() == picture);
+        found(&mut service, 0.5).await;
+        assert_eq!(ask(&service, true).await.unwrap_err().code(), Code::Aborted);
+        assert!(ask(&service, false).await.unwrap() == picture, "whoever waits for a picture gets it");
+    }
+
+    #[tokio::test]
+    async fn colours_wait_until_no_finished_picture_does() {
+        let service = service();
+        let finished = service.finals.enter();
+        let asked = tokio::spawn({
+            let service = service.clone();
+            async move { service.colours().await }
+        });
+        assert!(!ask(&service, false).await.unwrap().rgb.is_empty());
+        assert!(!asked.is_finished());
+        drop(finished);
+        assert_eq!(asked.await.unwrap().unwrap().len(), 3 * CODES);
     }
 }

@@ -1,4 +1,5 @@
-//! Partial pictures: an unfinished picture is decoded now and then, when a decoder has nothing else to do.
+//! Partial pictures: an unfinished picture is decoded now and then, when a decoder has idle cores, and drawn from the palette
+//! when none has.
 
 use super::*;
 
@@ -46,14 +47,50 @@ pub(super) fn fill(known: &[u32], grid: usize) -> Vec<u32> {
     ids
 }
 
+/// The picture of ids `[grid, grid]` as `palette` has them, as RGB `[size, size, 3]`: each id is its colour in the middle of its
+/// cell, and between the middles colours go over into one another (bilinear). `None` if an id has no colour.
+pub(super) fn draw(palette: &[u8], ids: &[u32], grid: usize, size: usize) -> Option<Vec<u8>> {
+    let colours: Vec<&[u8]> = ids.iter().map(|id| palette.get(3 * *id as usize..)?.get(..3)).collect::<Option<_>>()?;
+    if colours.len() != grid * grid || grid == 0 {
+        return None;
+    }
+    // Along one side: the cells that a pixel lies between, and 256ths of the way to the second.
+    let between: Vec<(usize, usize, u32)> = (0..size)
+        .map(|pixel| {
+            let at = ((2 * pixel + 1) * grid * 128 / size).saturating_sub(128);
+            let cell = (at / 256).min(grid - 1);
+            (cell, (cell + 1).min(grid - 1), (at % 256) as u32)
+        })
+        .collect();
+    let mix = |a: u32, b: u32, way: u32| a * (256 - way) + b * way;
+    let mut rgb = Vec::with_capacity(3 * size * size);
+    for &(top, bottom, down) in &between {
+        for &(left, right, across) in &between {
+            for c in 0..3 {
+                let colour = |row: usize, column: usize| u32::from(colours[row * grid + column][c]);
+                let upper = mix(colour(top, left), colour(top, right), across);
+                let lower = mix(colour(bottom, left), colour(bottom, right), across);
+                rgb.push(((mix(upper, lower, down) + (1 << 15)) >> 16) as u8);
+            }
+        }
+    }
+    Some(rgb)
+}
+
 impl Shared {
-    /// Decodes an unfinished picture, if a decoder is idle. It gives way to finished ones; nothing is tried twice.
+    /// An unfinished picture: decoded, if a decoder has time to spare, else drawn from the palette. Nothing is tried twice.
     pub(super) async fn partial(self: Arc<Self>, index: usize, partial: u32, known: Vec<u32>) -> Option<v1::ImagePartial> {
-        let ids = fill(&known, self.model.spec.vq.grid);
-        let request = v1::DecodeRequest { hello: Some(self.hello()), ids, partial: true };
-        let picture = self.decoders.call_idle(|mut decoder| async move { decoder.decode(request).await }).await?;
-        let v1::DecodeResponse { width, height, rgb } = picture;
-        Some(v1::ImagePartial { index: index as u32, partial, known: known.len() as u32, width, height, rgb })
+        let (grid, size) = (self.model.spec.vq.grid, self.model.spec.vq.image_size);
+        let ids = fill(&known, grid);
+        let request = v1::DecodeRequest { hello: Some(self.hello()), ids: ids.clone(), partial: true };
+        let decoded = self.decoders.call_idle(|mut decoder| async move { decoder.decode(request).await }).await;
+        let sketch = decoded.is_none();
+        let (width, height, rgb) = match decoded {
+            Some(v1::DecodeResponse { width, height, rgb }) => (width, height, rgb),
+            None => (size as u32, size as u32, draw(&self.palette(true).await, &ids, grid, size)?.into()),
+        };
+        let (index, known) = (index as u32, known.len() as u32);
+        Some(v1::ImagePartial { index, partial, known, width, height, rgb, sketch })
     }
 }
 
@@ -81,5 +118,22 @@ mod tests {
         assert_eq!(fill(&[1, 2, 3, 4, 5], 3), [1, 2, 3, 4, 5, 3, 4, 5, 3]);
         assert_eq!(fill(&[7], 2), [7, 7, 7, 7]);
         assert_eq!(fill(&[1, 2, 3, 4], 2), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_drawing_has_its_colours_in_the_middle_of_the_cells_and_mixtures_between() {
+        let palette = [0, 0, 0, 200, 100, 40, 255, 255, 255];
+        // One cell, one colour.
+        assert_eq!(draw(&palette, &[1], 1, 2).unwrap(), [200, 100, 40].repeat(4));
+        // Two by two cells of three pixels: their middles are pixels 1 and 4.
+        let drawn = draw(&palette, &[0, 1, 1, 0], 2, 6).unwrap();
+        let pixel = |row: usize, column: usize| &drawn[3 * (6 * row + column)..][..3];
+        assert_eq!((pixel(1, 1), pixel(1, 4), pixel(4, 4)), (&[0, 0, 0][..], &[200, 100, 40][..], &[0, 0, 0][..]));
+        assert_eq!((pixel(0, 0), pixel(5, 0)), (pixel(1, 1), pixel(4, 1)), "corners are as the nearest middle");
+        let [third, two_thirds] = [2, 3].map(|column| i32::from(pixel(1, column)[0]));
+        assert!((third - 67).abs() <= 1 && (two_thirds - 133).abs() <= 1, "{third}, {two_thirds}");
+        assert_eq!(draw(&palette, &[3], 1, 2), None, "no such colour");
+        assert_eq!(draw(&palette, &[0, 1], 2, 6), None, "not a whole picture");
+        assert_eq!(draw(&[], &[0], 1, 2), None, "no palette");
     }
 }

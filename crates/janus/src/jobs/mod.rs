@@ -270,7 +270,7 @@ fn submit_here(args: Submit, survey: &Survey, out: Out) -> Outcome {
         threads: here.threads,
         weights: here.weights.map(WeightFormat::from),
         kv: KvDtype::from(here.kv),
-        needs: Needs { vision: survey.asks, vq_encoder: false, vq_decoder: survey.paints },
+        needs: Needs { vision: survey.asks, vq_decoder: survey.paints, ..Needs::NONE },
         security: Security::Plain,
         counts: false,
         operator: None,
