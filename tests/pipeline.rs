@@ -211,3 +211,32 @@ async fn the_number_of_threads_changes_no_bit() {
     let (one, two) = (alone(&mut client(one.channel().await)).await, alone(&mut client(two.channel().await)).await);
     assert_eq!(one, two);
 }
+
+/// CPUs in a list like `0-3,8`.
+fn count(list: &str) -> usize {
+    let number = |text: &str| text.parse::<usize>().unwrap();
+    let ends = list.split(',').map(|range| range.split_once('-').unwrap_or((range, range)));
+    ends.map(|(first, last)| number(last) - number(first) + 1).sum()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn threads_that_compute_have_a_cpu_each_where_they_have_all_of_them() {
+    let cpus = janus_model::default_threads();
+    let computes = |name: &str| ["stage", "encoder", "decoder"].contains(&name) || name.starts_with("janus-");
+    for (threads, stages) in [(cpus, 2), (cpus + 1, 1)] {
+        let served = serve(stages, threads);
+        let threads_of_it = served.threads();
+        let (computing, others): (Vec<_>, Vec<_>) = threads_of_it.iter().partition(|(name, _)| computes(name));
+        // One a stage, an encoder, a decoder, and the pool's own.
+        assert_eq!(computing.len(), stages + 2 + threads - 1, "{threads_of_it:?}");
+        let all = &others.iter().find(|(name, _)| name.starts_with("tokio")).unwrap().1;
+        // Fewer than there are where a quota says so.
+        let pinned = count(all) == threads;
+        for (name, allowed) in computing {
+            let expected = if pinned { 1 } else { count(all) };
+            assert_eq!(count(allowed), expected, "{name} of {threads} on {allowed}, others on {all}");
+        }
+        assert!(others.iter().all(|(_, allowed)| allowed == all), "{threads_of_it:?}");
+    }
+}

@@ -52,6 +52,18 @@ impl Served {
         janus_wire::connect(&self.address, &Security::Plain).await.unwrap()
     }
 
+    /// The names of its threads, and the CPUs that each may use, as Linux lists them.
+    pub fn threads(&self) -> Vec<(String, String)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let read = |dir: std::path::PathBuf| {
+            let name = std::fs::read_to_string(dir.join("comm")).ok()?.trim().to_owned();
+            let status = std::fs::read_to_string(dir.join("status")).ok()?;
+            let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+            Some((name, cpus.trim().to_owned()))
+        };
+        tasks.filter_map(|task| read(task.unwrap().path())).collect()
+    }
+
     /// Resident memory in kB.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();

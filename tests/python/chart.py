@@ -509,17 +509,31 @@ def planned(preset, weights, stages, positions):
     return max(s["memory_bytes"] for s in json.loads(said.stdout)["plan"]["pipelines"][0]["stages"]) / 2**20
 
 
-def capacity(model, weights, stages):
-    """A row of the table in docs/sizing.md."""
-    nodes = "".join(f"  - {{id: n{i}, memory: 64GiB, read_gb_s: 40, gflops: 900}}\n" for i in range(stages))
-    text = f"model: {model.lower()}\nweights: {weights}\nkv: bf16\nstages: {stages}\npictures: 8\nvq_decode_ms: 3300\nnodes:\n{nodes}"
+# Memory in GiB, GB/s, GFLOP/s, milliseconds of a VQ decode, dollars an hour. GPUs are as on paper.
+MACHINES = {
+    "": (64, 40, 900, 3300, 0.4),
+    "24 GB, 300 GB/s": (22, 300, 60_000, 30, 0.8),
+    "80 GB, 2000 GB/s": (75, 2000, 300_000, 10, 2.0),
+    "141 GB, 4800 GB/s": (130, 4800, 900_000, 10, 4.0),
+}
+
+
+def capacity(model, weights, stages, machine=""):
+    """A row of a table in docs/sizing.md."""
+    memory, read, gflops, decode, price = MACHINES[machine]
+    node = f"memory: {memory}GiB, read_gb_s: {read}, gflops: {gflops}"
+    nodes = "".join(f"  - {{id: n{i}, {node}}}\n" for i in range(stages))
+    text = f"model: {model.lower()}\nweights: {weights}\nkv: bf16\nstages: {stages}\npictures: 8\nvq_decode_ms: {decode}\nnodes:\n{nodes}"
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(text)
         file.flush()
         said = subprocess.run([os.environ["JANUS"], "plan", file.name, "--json"], check=True, capture_output=True, timeout=120)
     (pipeline,) = json.loads(said.stdout)["estimate"]["pipelines"]
     hourly = pipeline["pictures_per_hour"]
-    return f"| {model} | {weights} | {stages} | {pipeline['step_ms'] * 0.576:.0f} s | {hourly:.0f} | ${0.4 * stages / hourly:.4f} |"
+    alone = pipeline["step_ms"] * 0.576
+    if machine:
+        return f"| {machine} at ${price:.2f} an hour | {model} | {stages} | {alone:.1f} s | {hourly:.0f} | ${price * stages / hourly:.5f} |"
+    return f"| {model} | {weights} | {stages} | {alone:.0f} s | {hourly:.0f} | ${price * stages / hourly:.4f} |"
 
 
 class Documents(unittest.TestCase):
@@ -531,6 +545,13 @@ class Documents(unittest.TestCase):
         for row in rows:
             model, weights, stages = (cell.strip() for cell in row.split("|")[1:4])
             self.assertEqual(row, capacity(model, weights, int(stages)))
+
+    def test_the_bounds_of_gpu_nodes_are_what_the_planner_says(self):
+        rows = [line for line in (ROOT / "docs/sizing.md").read_text().splitlines() if " an hour | Janus" in line]
+        self.assertGreater(len(rows), 3)
+        for row in rows:
+            machine, model, stages = (cell.strip() for cell in row.split("|")[1:4])
+            self.assertEqual(row, capacity(model, "bf16", int(stages), machine.split(" at $")[0]))
 
 
 class Releases(unittest.TestCase):

@@ -21,6 +21,7 @@ use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::v1::tenants_server::TenantsServer;
 use janus_wire::{Identity, Listener, Pace, Security};
+use janus_worker::Device;
 use janus_worker::weights::WeightsService;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -75,7 +76,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         let kv = KvDtype::from(args.node.kv);
         let identity = Identity {
             cluster: args.node.store.cluster.clone(),
-            numerics: janus_worker::cpu_numerics(weights, kv),
+            numerics: Device::default().numerics(weights, kv),
             model: digest.0,
             node: name.clone(),
         };
@@ -361,7 +362,7 @@ async fn follow_readiness(
 fn others(spec: &ModelSpec, ours: &str) -> BTreeMap<String, ModelSizes> {
     let formats = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Q8, WeightFormat::Q4];
     let each = formats.into_iter().flat_map(|weights| [KvDtype::F32, KvDtype::Bf16].map(|kv| (weights, kv)));
-    let named = each.map(|(weights, kv)| (janus_worker::cpu_numerics(weights, kv), sizes(spec, weights, kv)));
+    let named = each.map(|(weights, kv)| (Device::default().numerics(weights, kv), sizes(spec, weights, kv)));
     named.filter(|(numerics, _)| numerics != ours).collect()
 }
 

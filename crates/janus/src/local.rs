@@ -22,6 +22,7 @@ use janus_wire::v1::inference_server::InferenceServer;
 use janus_wire::v1::jobs_server::JobsServer;
 use janus_wire::v1::tenants_server::TenantsServer;
 use janus_wire::{DESCRIPTORS, Identity, Listener, Pace, Security};
+use janus_worker::Device;
 use janus_worker::decoder::DecoderService;
 use janus_worker::encoder::EncoderService;
 use janus_worker::stage::{ModelCompute, StageService};
@@ -70,6 +71,7 @@ pub(crate) struct Options {
     pub(crate) model: String,
     pub(crate) stages: usize,
     pub(crate) threads: Option<usize>,
+    pub(crate) device: Device,
     pub(crate) weights: Option<WeightFormat>,
     pub(crate) kv: KvDtype,
     /// What is loaded now; the rest waits until it is first needed.
@@ -146,7 +148,7 @@ impl Local {
         let (digest, _) = checkpoint.digests(pool.threads())?;
         let identity = Identity {
             cluster: CLUSTER.to_owned(),
-            numerics: janus_worker::cpu_numerics(weights, options.kv),
+            numerics: options.device.numerics(weights, options.kv),
             model: digest.0,
             node: format!("local-{}", std::process::id()),
         };
@@ -219,7 +221,7 @@ impl Local {
         };
         let driver = driver.start(shutdown.clone()).map_err(broken)?;
         let draining = CancellationToken::new();
-        let parts_here = members(&stages_here, &encoders, &decoders, &identity);
+        let parts_here = members(&stages_here, &encoders, &decoders, &identity, options.device);
         let alone = Alone::new(identity.node.clone(), address.to_string(), vec![driver.clone()], parts_here);
         let model = Model { name: options.model, spec: checkpoint.spec.clone(), tokenizer };
         let ours = identity.clone();
@@ -335,7 +337,13 @@ impl Local {
 }
 
 /// The parts of this process, for people: they share its memory and cores, so it is not said whose is what.
-fn members(stages: &[StageNode], encoders: &[String], decoders: &[String], identity: &Identity) -> Vec<MemberStatus> {
+fn members(
+    stages: &[StageNode],
+    encoders: &[String],
+    decoders: &[String],
+    identity: &Identity,
+    device: Device,
+) -> Vec<MemberStatus> {
     let member = |id: String, role: &str, address: &str, layers: Range<usize>| MemberStatus {
         id,
         pid: std::process::id(),
@@ -344,7 +352,7 @@ fn members(stages: &[StageNode], encoders: &[String], decoders: &[String], ident
         state: "serving".to_owned(),
         first_layer: layers.start as u32,
         end_layer: layers.end as u32,
-        device: "cpu".to_owned(),
+        device: device.to_string(),
         numerics: identity.numerics.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..MemberStatus::default()

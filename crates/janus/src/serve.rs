@@ -26,6 +26,7 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         model: args.here.model,
         stages: args.here.stages,
         threads: args.here.threads,
+        device: args.here.device,
         weights: args.here.weights.map(WeightFormat::from),
         kv: KvDtype::from(args.here.kv),
         needs: Needs::ALL,

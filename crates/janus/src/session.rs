@@ -125,6 +125,7 @@ impl Session {
                     model: compute.here.model.clone(),
                     stages: compute.here.stages,
                     threads: compute.here.threads,
+                    device: compute.here.device,
                     weights: compute.here.weights.map(WeightFormat::from),
                     kv: KvDtype::from(compute.here.kv),
                     needs,

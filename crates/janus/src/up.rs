@@ -274,6 +274,7 @@ fn workers(args: &Up, exe: &Path, url: &str, papers: Option<&Papers>) -> Outcome
         flag("--model", args.here.model.clone());
         flag("--memory", memory.to_string());
         flag("--kv", args.here.kv.name().to_owned());
+        flag("--device", args.here.device.to_string());
         if let Some(weights) = args.here.weights {
             flag("--weights", weights.name().to_owned());
         }

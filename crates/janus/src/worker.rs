@@ -97,7 +97,7 @@ impl Running {
         let (digest, tensors) = checkpoint.digests(pool.threads())?;
         let identity = Identity {
             cluster: args.node.store.cluster.clone(),
-            numerics: janus_worker::cpu_numerics(weights, kv),
+            numerics: args.device.numerics(weights, kv),
             model: digest.0,
             node: name.clone(),
         };
@@ -164,7 +164,7 @@ impl Running {
             roles: args.role.iter().map(|role| role.member()).collect(),
             address: address.clone(),
             zone: args.zone.clone().unwrap_or_default(),
-            device: "cpu".to_owned(),
+            device: args.device.to_string(),
             machine: machine(),
             memory_bytes: args.memory.unwrap_or_else(available_memory),
             threads: pool.threads(),

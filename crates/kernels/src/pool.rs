@@ -29,6 +29,8 @@ pub struct Pool {
     threads: usize,
     turn: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
+    /// CPUs of the process before any of its threads was pinned.
+    cpus: OnceLock<Vec<usize>>,
 }
 
 /// One published job: a type-erased closure. Written only by the caller holding `turn`, between two jobs.
@@ -92,7 +94,7 @@ impl Pool {
                 std::thread::Builder::new().name(format!("janus-{index}")).spawn(body).ok()
             })
             .collect::<Vec<_>>();
-        Self { threads: workers.len() + 1, shared, turn: Mutex::new(()), workers }
+        Self { threads: workers.len() + 1, shared, turn: Mutex::new(()), workers, cpus: OnceLock::new() }
     }
 
     /// The process's pool, of [`default_threads`] threads, started on first use.
@@ -102,11 +104,17 @@ impl Pool {
     }
 
     /// Pins the workers and the calling thread one to a CPU, if the pool has a thread for every CPU this process may use;
-    /// whether it did. For a process's one compute thread, once: the workers alone must not be pinned, since a caller
-    /// the scheduler then puts on one of their CPUs would stay there.
+    /// whether it did. Every thread that computes calls it, and no thread that starts others, which would be pinned with it: a
+    /// caller that is not pinned might be put on a worker's CPU and stay there. Several of them share a CPU, as they take turns
+    /// with the pool. Which CPU that is differs between processes, so that those of one machine do not all wait for the same.
     pub fn pin(&self) -> bool {
-        let cpus = cpus::allowed();
-        cpus.len() == self.threads && cpus::pin(&self.workers, &cpus)
+        let cpus = self.cpus.get_or_init(|| {
+            let mut cpus = cpus::allowed();
+            let first = std::process::id() as usize % cpus.len().max(1);
+            cpus.rotate_left(first);
+            cpus
+        });
+        cpus.len() == self.threads && cpus::pin(&self.workers, cpus)
     }
 
     /// Threads that compute, the caller's included.

@@ -88,11 +88,33 @@ fn rows_are_mapped_whole() {
 #[test]
 fn a_pinned_pool_still_computes() {
     let pool = Pool::new(janus_kernels::default_threads());
+    let before = allowed();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            pool.pin();
-            every_task_runs_once(&pool, 30);
-        });
+        // Two that take turns.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                if pool.pin() {
+                    assert_eq!(allowed().len(), 1, "{:?}", allowed());
+                }
+                every_task_runs_once(&pool, 30);
+            });
+        }
     });
     every_task_runs_once(&pool, 30);
+    assert_eq!(allowed(), before, "others stay where they are");
+}
+
+/// CPUs of the calling thread, as the system lists them; ranges are taken apart.
+fn allowed() -> Vec<usize> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+    let ranges = list.trim().split(',').filter(|range| !range.is_empty());
+    let ends = ranges.map(|range| range.split_once('-').unwrap_or((range, range)));
+    ends.flat_map(|(first, last)| first.parse().unwrap()..=last.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_pool_that_is_smaller_than_the_machine_is_not_pinned() {
+    let pool = Pool::new(janus_kernels::default_threads() + 1);
+    assert!(!pool.pin());
 }

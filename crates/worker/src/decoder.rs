@@ -81,10 +81,15 @@ enum Palette {
     Known(Bytes),
 }
 
-/// Lowest priority there is (nice).
-const LEAST: i32 = 19;
-
 impl Sketcher {
+    /// Gives the calling thread the lowest priority there is.
+    fn step_back(&mut self) {
+        // On Linux no process means this thread. What cannot be lowered runs as everything else does.
+        if let Err(error) = rustix::process::setpriority_process(None, 19) {
+            tracing::info!(%error, "the thread that sketches keeps its priority");
+        }
+    }
+
     fn paint(&self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
         let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
         self.weights.picture(&decoder, &self.pool, ids, stop)
@@ -215,8 +220,11 @@ impl DecoderService {
             weights.decoder()?;
         }
         let sketcher = Sketcher { weights: weights.clone(), pool: Pool::new(1), palette: Palette::Unasked };
-        let sketcher = ComputeThread::start_at("sketcher", 1, Some(LEAST), sketcher)?;
-        let painter = ComputeThread::start("decoder", QUEUE, Painter { weights, pool })?;
+        let sketcher = ComputeThread::start_with("sketcher", 1, sketcher, Sketcher::step_back)?;
+        let painter = Painter { weights, pool };
+        let painter = ComputeThread::start_with("decoder", QUEUE, painter, |painter| {
+            painter.pool.pin();
+        })?;
         let node = KeyValue::new("node", identity.node.clone());
         let work = Work::new("decoder", "janus.decode", "Pixels of a picture", vec![node]);
         let spare = Spare { look: LOOK, looked: Arc::default() };

@@ -120,7 +120,9 @@ impl EncoderService {
             cached,
             identity,
             security,
-            towers: ComputeThread::start("encoder", QUEUE, towers)?,
+            towers: ComputeThread::start_with("encoder", QUEUE, towers, |towers| {
+                towers.pool.pin();
+            })?,
             hidden,
             cache: Arc::new(Features::new(CACHE_BYTES)),
             stages: Arc::default(),

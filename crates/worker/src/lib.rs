@@ -3,6 +3,7 @@
 //! side never computes, and the compute side never waits for the network longer than its queue is full.
 
 pub mod decoder;
+mod device;
 pub mod encoder;
 mod error;
 mod sight;
@@ -10,13 +11,6 @@ pub mod stage;
 mod thread;
 pub mod weights;
 
+pub use device::Device;
 pub use error::Error;
 pub use thread::ComputeThread;
-
-use janus_kernels::{KvDtype, WeightFormat, kernel_version};
-
-/// The numerics id of CPU nodes: processes with equal ids compute equal bits. All CPUs of one weight format and KV type
-/// share one; it names the kernel version, so it changes whenever bits may.
-pub fn cpu_numerics(weights: WeightFormat, kv: KvDtype) -> String {
-    format!("cpu-k{}-{}-kv-{}", kernel_version(weights), weights.name(), kv.name())
-}

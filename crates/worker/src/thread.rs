@@ -26,22 +26,22 @@ impl<T: Send + 'static> ComputeThread<T> {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(name: &str, queue: usize, value: T) -> Result<Self, Error> {
-        Self::start_at(name, queue, None, value)
+        Self::start_with(name, queue, value, |_| {})
     }
 
-    /// As [`start`](Self::start), with a priority of its own: a nice value.
+    /// As [`start`](Self::start), with `begin` before the first job: what a thread says to the system about itself.
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub fn start_at(name: &str, queue: usize, nice: Option<i32>, mut value: T) -> Result<Self, Error> {
+    pub fn start_with(
+        name: &str,
+        queue: usize,
+        mut value: T,
+        begin: impl FnOnce(&mut T) + Send + 'static,
+    ) -> Result<Self, Error> {
         let (jobs, mut inbox) = mpsc::channel::<Job<T>>(queue);
         let run = move || {
-            // On Linux no process means this thread. What cannot be lowered runs as everything else does.
-            if let Some(nice) = nice
-                && let Err(error) = rustix::process::setpriority_process(None, nice)
-            {
-                tracing::info!(%error, nice, "the thread keeps its priority");
-            }
+            begin(&mut value);
             while let Some(job) = inbox.blocking_recv() {
                 job(&mut value);
             }

@@ -153,6 +153,9 @@ pub(crate) struct Worker {
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
+    /// What to compute on; this program has `cpu`
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: janus_worker::Device,
     /// Seconds that a hand-over may take after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) grace: u64,

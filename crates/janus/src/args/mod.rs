@@ -99,6 +99,9 @@ pub(crate) struct Here {
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
+    /// What to compute on; this program has `cpu`
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: janus_worker::Device,
     /// Pipeline stages to spread the layers over
     #[arg(long, allow_hyphen_values = true, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub(crate) stages: usize,
@@ -116,7 +119,7 @@ pub(crate) struct Compute {
     #[command(flatten)]
     pub(crate) here: Here,
     /// Ask a coordinator that runs elsewhere; several addresses are tried in turn
-    #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["model", "threads", "stages", "weights", "kv"])]
+    #[arg(long, value_name = "ADDR|URL[,..]", conflicts_with_all = ["model", "threads", "device", "stages", "weights", "kv"])]
     pub(crate) endpoint: Option<String>,
     #[command(flatten)]
     pub(crate) tls: Tls,
@@ -319,6 +322,9 @@ pub(crate) struct Bench {
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
+    /// What to compute on; this program has `cpu`
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: janus_worker::Device,
     /// Write the random weights to DIR/original and DIR/transformers, measure nothing: for benches/vs_peers.py
     #[arg(long, value_name = "DIR", hide = true, conflicts_with = "model")]
     pub(crate) save: Option<PathBuf>,

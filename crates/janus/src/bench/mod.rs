@@ -15,6 +15,7 @@ use janus_model::{
     Checkpoint, ImageSampling, KvDtype, Pool, WeightFormat, choose_isa, guidance, isa, measure, sampling::sample,
 };
 use janus_spec::{Layout, ModelSpec};
+use janus_worker::Device;
 use serde::Serialize;
 
 use crate::args::{Arch, Bench, Phase};
@@ -81,6 +82,7 @@ pub(crate) fn run(args: Bench) -> Outcome {
         weights,
         kv,
         stages: args.stages,
+        device: args.device,
         pool,
         source,
         checkpoint,
@@ -94,7 +96,7 @@ pub(crate) fn run(args: Bench) -> Outcome {
             isa().name(),
             bench.read,
             bench.peak,
-            janus_worker::cpu_numerics(weights, kv)
+            args.device.numerics(weights, kv)
         ));
         output::print_line("phase       weights  rows  context        ms       GB/s    GFLOP/s  of the floor");
     }
@@ -119,7 +121,7 @@ pub(crate) fn run(args: Bench) -> Outcome {
             read_gb_s: bench.read,
             fma_gflop_s: bench.peak,
             arch,
-            numerics: janus_worker::cpu_numerics(weights, kv),
+            numerics: args.device.numerics(weights, kv),
             results: bench.results,
         };
         output::print_json(&report)?;
@@ -163,6 +165,7 @@ struct Runner {
     weights: WeightFormat,
     kv: KvDtype,
     stages: usize,
+    device: Device,
     pool: Arc<Pool>,
     source: Weights,
     checkpoint: Checkpoint,
@@ -336,8 +339,8 @@ impl Runner {
 
     /// So many whole pictures at once: the floor is that of their steps and of their decoding.
     fn pictures(&mut self, counts: &[usize]) -> Outcome {
-        let setting =
-            picture::Setting { stages: self.stages, threads: self.pool.threads(), weights: self.weights, kv: self.kv };
+        let (stages, threads, device) = (self.stages, self.pool.threads(), self.device);
+        let setting = picture::Setting { stages, threads, device, weights: self.weights, kv: self.kv };
         let measured = picture::pictures(self.source.open()?, &setting, counts)?;
         let spec = self.checkpoint.spec.clone();
         let (layer, head) = (spec.llm.layer_parameters() as usize * spec.llm.layers, head_parameters(&spec));

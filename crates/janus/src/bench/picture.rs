@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use janus_model::{Checkpoint, KvDtype, WeightFormat};
 use janus_wire::v1;
+use janus_worker::Device;
 
 use crate::failure::Outcome;
 use crate::local::{Needs, Options};
@@ -16,6 +17,7 @@ const PROMPT: &str = "a red circle left of a blue square";
 pub(super) struct Setting {
     pub(super) stages: usize,
     pub(super) threads: usize,
+    pub(super) device: Device,
     pub(super) weights: WeightFormat,
     pub(super) kv: KvDtype,
 }
@@ -28,6 +30,7 @@ pub(super) fn pictures(checkpoint: Checkpoint, setting: &Setting, counts: &[usiz
         model: "bench".to_owned(),
         stages: setting.stages,
         threads: Some(setting.threads),
+        device: setting.device,
         weights: Some(setting.weights),
         kv: setting.kv,
         counts: false,

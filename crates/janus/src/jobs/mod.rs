@@ -268,6 +268,7 @@ fn submit_here(args: Submit, survey: &Survey, out: Out) -> Outcome {
         model: here.model.clone(),
         stages: here.stages,
         threads: here.threads,
+        device: here.device,
         weights: here.weights.map(WeightFormat::from),
         kv: KvDtype::from(here.kv),
         needs: Needs { vision: survey.asks, vq_decoder: survey.paints, ..Needs::NONE },

@@ -29,6 +29,8 @@ pub trait Compute: Send + 'static {
     fn layers(&self) -> Range<usize>;
     /// Layers of the whole model.
     fn total_layers(&self) -> usize;
+    /// Called on the thread that will compute, when a place in a pipeline begins.
+    fn begin(&mut self) {}
     /// Reserves memory for `capacity` positions of a row slot.
     fn open(&mut self, row_slot: usize, capacity: usize) -> Result<(), String>;
     /// Frees a row slot.
@@ -132,6 +134,10 @@ impl ModelCompute {
 }
 
 impl Compute for ModelCompute {
+    fn begin(&mut self) {
+        self.pool.pin();
+    }
+
     fn hidden(&self) -> usize {
         self.hidden
     }

@@ -112,6 +112,7 @@ impl<C: Compute> StageCore<C> {
 
     /// Frees everything: a new epoch of a pipeline begins.
     pub fn begin(&mut self, pipeline: u64, epoch: u64) {
+        self.compute.begin();
         self.place = (pipeline, epoch);
         self.left.clear();
         for slot in 0..self.slots.len() {
