@@ -143,9 +143,13 @@ fn the_image_builds_its_dependencies_first() {
         copy(dir.path(), &format!("crates/{name}/Cargo.toml"));
     }
     succeed(Command::new(repository().join("deploy/skeleton")).current_dir(dir.path()));
+    let rustc = Command::new("rustc").arg("-vV").output().unwrap();
+    let host = String::from_utf8(rustc.stdout).unwrap();
+    let host = host.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
     let mut cargo = Command::new("cargo");
+    // What other platforms need was never fetched.
     cargo
-        .args(["metadata", "--locked", "--offline", "--format-version", "1"])
+        .args(["metadata", "--locked", "--offline", "--format-version", "1", "--filter-platform", host])
         .current_dir(dir.path())
         .stderr(Stdio::inherit());
     let output = cargo.output().unwrap();

@@ -41,7 +41,7 @@ impl Weights {
         Ok(decoder)
     }
 
-    /// The decoder, if it is there: nobody of low priority loads what others would wait for.
+    /// The decoder, if it is there.
     fn loaded(&self) -> Option<Arc<VqDecoder>> {
         self.decoder.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -97,7 +97,7 @@ impl Sketcher {
 
     /// Goes on with the palette by at most one decode; the palette, when it is known.
     fn palette(&mut self, stop: impl Fn() -> bool) -> Result<Option<Bytes>, Error> {
-        let decoder = self.weights.decoder()?;
+        let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
         let mut fit = match std::mem::replace(&mut self.palette, Palette::Unasked) {
             Palette::Known(palette) => {
                 self.palette = Palette::Known(palette.clone());
@@ -242,6 +242,8 @@ impl DecoderService {
     }
 
     async fn colours(&self) -> Result<Bytes, Error> {
+        // Nobody of low priority loads what others would wait for.
+        self.painter.call(|painter| painter.weights.decoder().map(drop)).await??;
         loop {
             self.finals.over().await;
             let finals = self.finals.clone();
