@@ -96,11 +96,8 @@ pub(crate) fn widens_first() -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
-// Unsafe in older toolchains that we support, and not in newer ones.
-#[allow(unused_unsafe)]
 fn is_amd() -> bool {
-    // SAFETY: every x86-64 has the instruction.
-    let vendor = unsafe { std::arch::x86_64::__cpuid(0) };
+    let vendor = std::arch::x86_64::__cpuid(0);
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
 }
 
