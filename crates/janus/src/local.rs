@@ -100,7 +100,7 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
-    pub(crate) const ALL: Needs = Needs { vision: true, vq_encoder: true, vq_decoder: true, previews: true };
+    pub(crate) const ALL: Needs = Needs { vision: true, vq_encoder: true, vq_decoder: true, previews: false };
     pub(crate) const NONE: Needs = Needs { vision: false, vq_encoder: false, vq_decoder: false, previews: false };
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         device: args.here.device,
         weights: args.here.weights.map(WeightFormat::from),
         kv: KvDtype::from(args.here.kv),
-        needs: Needs::ALL,
+        needs: Needs { previews: true, ..Needs::ALL },
         security: security.clone(),
         counts: args.sight.counts(),
         operator,

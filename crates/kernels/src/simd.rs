@@ -28,6 +28,12 @@ pub(crate) trait Lanes: Copy {
     /// Rows of a tile with twice as many pairs, where that is a whole panel and fits the registers; else 0.
     const LOW_ROWS: usize = 0;
 
+    /// The same pointer, which the compiler takes for another one where it would otherwise keep what it loaded.
+    #[inline(always)]
+    fn anew(pointer: *const f32) -> *const f32 {
+        pointer
+    }
+
     unsafe fn zero() -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);

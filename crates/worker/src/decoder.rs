@@ -177,10 +177,10 @@ impl Spare {
     async fn any(&self) -> bool {
         let mut looked = self.looked.lock().await;
         let Some(mut now) = CpuTimes::now() else { return false };
-        let last = match looked.last.filter(|last| now.at() - last.at() < RECENT) {
-            Some(last) if now.at() - last.at() < self.look => return looked.cores >= NEEDED,
-            Some(last) => last,
-            None => {
+        let last = match looked.last.map(|last| (last, now.at() - last.at())) {
+            Some((_, age)) if age < self.look => return looked.cores >= NEEDED,
+            Some((last, age)) if age < RECENT => last,
+            _ => {
                 let first = now;
                 tokio::time::sleep(self.look).await;
                 now = CpuTimes::now().unwrap_or(first);
@@ -337,6 +337,30 @@ mod tests {
         found(&mut service, 0.5).await;
         assert_eq!(ask(&service, true).await.unwrap_err().code(), Code::Aborted);
         assert!(ask(&service, false).await.unwrap() == picture, "whoever waits for a picture gets it");
+    }
+
+    #[test]
+    fn a_process_that_computes_on_all_cores_has_none_to_spare() {
+        let spare = Spare { look: LOOK, looked: Arc::default() };
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let any = std::thread::scope(|scope| {
+            for _ in 0..janus_kernels::default_threads() {
+                scope.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            // Without an earlier look, right after one, and with one to go on from.
+            let looks = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+                let (first, second) = (spare.any().await, spare.any().await);
+                tokio::time::sleep(LOOK).await;
+                [first, second, spare.any().await]
+            });
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            looks
+        });
+        assert_eq!(any, [false; 3]);
     }
 
     #[tokio::test]

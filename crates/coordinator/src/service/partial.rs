@@ -1,6 +1,9 @@
 //! Partial pictures: an unfinished picture is decoded now and then, when a decoder has idle cores, and drawn from the palette
 //! when none has.
 
+use image::RgbImage;
+use image::imageops::{FilterType, resize};
+
 use super::*;
 
 /// Most of one picture.
@@ -51,30 +54,9 @@ pub(super) fn fill(known: &[u32], grid: usize) -> Vec<u32> {
 /// cell, and between the middles colours go over into one another (bilinear). `None` if an id has no colour.
 pub(super) fn draw(palette: &[u8], ids: &[u32], grid: usize, size: usize) -> Option<Vec<u8>> {
     let colours: Vec<&[u8]> = ids.iter().map(|id| palette.get(3 * *id as usize..)?.get(..3)).collect::<Option<_>>()?;
-    if colours.len() != grid * grid || grid == 0 {
-        return None;
-    }
-    // Along one side: the cells that a pixel lies between, and 256ths of the way to the second.
-    let between: Vec<(usize, usize, u32)> = (0..size)
-        .map(|pixel| {
-            let at = ((2 * pixel + 1) * grid * 128 / size).saturating_sub(128);
-            let cell = (at / 256).min(grid - 1);
-            (cell, (cell + 1).min(grid - 1), (at % 256) as u32)
-        })
-        .collect();
-    let mix = |a: u32, b: u32, way: u32| a * (256 - way) + b * way;
-    let mut rgb = Vec::with_capacity(3 * size * size);
-    for &(top, bottom, down) in &between {
-        for &(left, right, across) in &between {
-            for c in 0..3 {
-                let colour = |row: usize, column: usize| u32::from(colours[row * grid + column][c]);
-                let upper = mix(colour(top, left), colour(top, right), across);
-                let lower = mix(colour(bottom, left), colour(bottom, right), across);
-                rgb.push(((mix(upper, lower, down) + (1 << 15)) >> 16) as u8);
-            }
-        }
-    }
-    Some(rgb)
+    let (grid, size) = (grid as u32, size as u32);
+    let cells = RgbImage::from_raw(grid, grid, colours.concat())?;
+    Some(resize(&cells, size, size, FilterType::Triangle).into_raw())
 }
 
 impl Shared {

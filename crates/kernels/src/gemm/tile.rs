@@ -117,15 +117,6 @@ const LINE: usize = 64;
 /// Most rows any tile has.
 pub(crate) const MOST: usize = 14;
 
-/// The same pointer, which the compiler takes for another one.
-#[inline(always)]
-fn anew(pointer: *const f32) -> *const f32 {
-    let mut same = pointer;
-    // SAFETY: no instruction at all.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) same, options(readonly, nostack, preserves_flags)) };
-    same
-}
-
 /// Runs `P` pairs of vectors from `pair` on for `R` rows.
 ///
 /// # Safety
@@ -160,7 +151,7 @@ unsafe fn run<L: Lanes, W: Step, const R: usize, const P: usize, const PACKED: b
             for p in 0..P {
                 let (low, high) = W::pair::<L>(w, pair + p);
                 // Splats are loaded again for each pair: kept, they would take the registers of the chains.
-                let x = if L::LOW_ROWS > 0 && PACKED && P > 1 { anew(x) } else { x };
+                let x = if PACKED && P > L::NARROW { L::anew(x) } else { x };
                 for r in 0..R {
                     let value = L::splat(if PACKED { x.add(r) } else { x.add(r * tile.x_row) });
                     acc[r][p][0] = acc[r][p][0].fma(value, low);
@@ -250,7 +241,7 @@ unsafe fn pass<L: Lanes, W: Step>(tile: &Tile, rows: usize, pairs: usize, pair: 
         match pairs {
             1 if L::NARROW == 1 => rows_of::<L, W, 1, true>(tile, rows, pair),
             2 if L::NARROW == 2 => rows_of::<L, W, 2, true>(tile, rows, pair),
-            2 if L::LOW_ROWS > 0 => low_rows_of::<L, W, 2>(tile, rows),
+            2 if L::LOW_ROWS > 0 => low_rows_of::<L, W>(tile, rows),
             _ => unreachable!("passes of {pairs} pairs"),
         }
     }
@@ -258,13 +249,13 @@ unsafe fn pass<L: Lanes, W: Step>(tile: &Tile, rows: usize, pairs: usize, pair: 
 
 /// As [`rows_of`], for the groups of few rows whose one pass has the whole panel.
 #[inline(always)]
-unsafe fn low_rows_of<L: Lanes, W: Step, const P: usize>(tile: &Tile, rows: usize) {
+unsafe fn low_rows_of<L: Lanes, W: Step>(tile: &Tile, rows: usize) {
     // SAFETY: by the contract.
     unsafe {
         match rows {
-            1 => run::<L, W, 1, P, true>(tile, 0),
-            2 => run::<L, W, 2, P, true>(tile, 0),
-            3 => run::<L, W, 3, P, true>(tile, 0),
+            1 => run::<L, W, 1, 2, true>(tile, 0),
+            2 => run::<L, W, 2, 2, true>(tile, 0),
+            3 => run::<L, W, 3, 2, true>(tile, 0),
             _ => unreachable!("tile of {rows} rows"),
         }
     }

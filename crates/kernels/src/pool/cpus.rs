@@ -51,13 +51,17 @@ impl CpuTimes {
 
 /// Idle ticks of `cpus` in the text of `/proc/stat`, waiting for disks included (proc(5)); `None` if one of them is missing.
 fn idle_ticks(stat: &str, cpus: &[usize]) -> Option<u64> {
-    let of = |cpu: &usize| {
-        let name = format!("cpu{cpu}");
-        let mut fields = stat.lines().map(str::split_whitespace).find_map(|mut f| (f.next()? == name).then_some(f))?;
-        let (idle, iowait) = (fields.nth(3)?, fields.next()?);
-        Some(idle.parse::<u64>().ok()? + iowait.parse::<u64>().ok()?)
-    };
-    cpus.iter().map(of).sum()
+    let (mut ticks, mut found) = (0, 0);
+    for line in stat.lines() {
+        let mut fields = line.split_whitespace();
+        let number = fields.next().and_then(|name| name.strip_prefix("cpu")?.parse().ok());
+        if number.is_some_and(|cpu: usize| cpus.contains(&cpu)) {
+            let (idle, iowait) = (fields.nth(3)?, fields.next()?);
+            ticks += idle.parse::<u64>().ok()? + iowait.parse::<u64>().ok()?;
+            found += 1;
+        }
+    }
+    (found == cpus.len()).then_some(ticks)
 }
 
 #[cfg(target_os = "linux")]

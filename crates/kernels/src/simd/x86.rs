@@ -14,6 +14,14 @@ impl Lanes for __m256 {
     const LOW_ROWS: usize = 3;
 
     #[inline(always)]
+    fn anew(pointer: *const f32) -> *const f32 {
+        let mut same = pointer;
+        // SAFETY: no instruction at all.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) same, options(readonly, nostack, preserves_flags)) };
+        same
+    }
+
+    #[inline(always)]
     unsafe fn zero() -> Self {
         unsafe { _mm256_setzero_ps() }
     }
