@@ -93,8 +93,8 @@ async fn a_key_lets_in_until_it_is_revoked_and_nobody_else() {
     let mut client = server.client().await;
     let ann = server.create(&["ann"]);
     assert!(ann.starts_with("janus_") && ann.len() > 40);
-    assert!(paints(&mut client, &ann, paint("a red circle")).await.is_ok());
-    assert!(paints(&mut client, OPERATOR, paint("a red circle")).await.is_ok());
+    paints(&mut client, &ann, paint("a red circle")).await.unwrap();
+    paints(&mut client, OPERATOR, paint("a red circle")).await.unwrap();
     for wrong in ["", "janus_wrong", &ann[..ann.len() - 1], "Bearer"] {
         let refused = paints(&mut client, wrong, paint("a red circle")).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated, "{wrong:?}");
@@ -115,12 +115,12 @@ async fn a_key_lets_in_until_it_is_revoked_and_nobody_else() {
     // A rotated key lives for its grace, a revoked one ends at once.
     let second = server.tenants(&["rotate", "ann", "--grace", "600"])["api_key"].as_str().unwrap().to_owned();
     for key in [&ann, &second] {
-        assert!(paints(&mut client, key, paint("a red circle")).await.is_ok());
+        paints(&mut client, key, paint("a red circle")).await.unwrap();
     }
     let third = server.tenants(&["rotate", "ann"])["api_key"].as_str().unwrap().to_owned();
     eventually(async || paints(&mut client, &second, paint("a red circle")).await.is_err()).await;
     assert!(paints(&mut client, &ann, paint("a red circle")).await.is_err());
-    assert!(paints(&mut client, &third, paint("a red circle")).await.is_ok());
+    paints(&mut client, &third, paint("a red circle")).await.unwrap();
     server.tenants(&["revoke", "ann"]);
     eventually(async || paints(&mut client, &third, paint("a red circle")).await.is_err()).await;
     let shown = server.tenants(&["list"]);
@@ -147,7 +147,7 @@ async fn a_key_lets_in_until_it_is_revoked_and_nobody_else() {
 async fn metrics_are_for_operators_where_everybody_may_knock() {
     let server = Guarded::start_with(&["--metrics", "127.0.0.1:0"]);
     let ann = server.create(&["ann"]);
-    assert!(paints(&mut server.client().await, &ann, paint("a red circle")).await.is_ok());
+    paints(&mut server.client().await, &ann, paint("a red circle")).await.unwrap();
     let url = format!("{}/metrics", server.served.http());
     let door = http();
     let get = async |key: Option<&str>| {
@@ -183,7 +183,7 @@ async fn a_tenant_reaches_nothing_of_another_by_any_method() {
     let cancel = || CancelRequest { request_id: "one".to_owned() };
     assert_eq!(soon(client.cancel(by(&bob, cancel()))).await.unwrap_err().code(), Code::NotFound);
     let other = GenerateImageRequest { header: first.header.clone(), ..paint("a green triangle") };
-    assert!(paints(&mut client, &bob, other).await.is_ok(), "bob's `one` is bob's");
+    paints(&mut client, &bob, other).await.expect("bob's `one` is bob's");
     let tokenize = |image: v1::Image| TokenizeRequest { header: header(), image: Some(image) };
     soon(client.tokenize(by(&ann, tokenize(client::picture(png.clone()))))).await.unwrap();
     let named = || v1::Image { sha256: digest.clone().into(), ..v1::Image::default() };
@@ -288,7 +288,7 @@ async fn quotas_are_kept_and_say_when_to_come_back() {
     drop(running);
     eventually(async || paints(&mut client, &one, paint("a red circle")).await.is_ok()).await;
 
-    assert!(paints(&mut client, &few, GenerateImageRequest { n: 3, ..paint("a red circle") }).await.is_ok());
+    paints(&mut client, &few, GenerateImageRequest { n: 3, ..paint("a red circle") }).await.unwrap();
     let refused = paints(&mut client, &few, paint("a red circle")).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert!(refused.message().contains("3 of 3 pictures a day"), "{refused}");

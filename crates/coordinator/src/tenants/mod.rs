@@ -1,6 +1,7 @@
 //! Who may use a cluster, and how much of it: credentials, shares and quotas.
 //!
-//! The store holds tenants; every coordinator follows them, so that a revoked key ends everywhere at once. A key is 32
+//! The store holds tenants; every coordinator follows them, so that a revoked key ends everywhere at once. Who changed a
+//! tenant is answered when the coordinator that he asked goes by it. A key is 32
 //! random bytes, shown once; the store has its SHA-256, which is enough for a secret that nobody can guess. A server
 //! that was given an operator's key asks everybody for one; a server without lets everybody in as the tenant `local`.
 
@@ -40,6 +41,8 @@ pub(crate) const OPERATOR: &str = "operator";
 const SOON: Duration = Duration::from_secs(1);
 /// Pause before tenants that could not be followed are asked for again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long an answer about a change waits until this process goes by it.
+const KNOWN: Duration = Duration::from_secs(5);
 /// How often rates are measured.
 const SAMPLE: Duration = Duration::from_secs(1);
 
@@ -64,6 +67,8 @@ struct Inner {
 struct Table {
     by_name: BTreeMap<String, Stored>,
     by_key: HashMap<String, String>,
+    /// The store's, of the last change that is in here.
+    revision: u64,
 }
 
 impl Table {
@@ -133,6 +138,15 @@ impl Tenants {
                 Ok(Caller { tenant: LOCAL.into(), operator: true })
             }
             _ => refused("this API key is not known here, or was revoked"),
+        }
+    }
+
+    /// Waits until calls are let in by what the store held at `revision`. What was written stands, even if this takes too long.
+    async fn known(&self, revision: u64) {
+        let mut table = self.0.table.clone();
+        let known = table.wait_for(|table| table.revision >= revision);
+        if tokio::time::timeout(KNOWN, known).await.is_err() {
+            tracing::warn!(revision, "the store does not tell of a change of tenants; it will be known here later");
         }
     }
 
@@ -324,15 +338,19 @@ async fn follow(store: Arc<dyn Store>, prefix: String, told: watch::Sender<Table
         loop {
             let event = events.next().await;
             told.send_modify(|table| match event {
-                Event::Snapshot { entries, .. } => {
-                    *table = Table::default();
+                Event::Snapshot { entries, revision } => {
+                    *table = Table { revision, ..Table::default() };
                     entries.iter().filter_map(|e| read(&e.key, &e.value)).for_each(|(name, t)| table.set(&name, Some(t)));
                 }
                 Event::Put(entry) => {
                     let name = entry.key.strip_prefix(&prefix).unwrap_or_default().to_owned();
                     table.set(&name, read(&entry.key, &entry.value).map(|(_, tenant)| tenant));
+                    table.revision = entry.version;
                 }
-                Event::Delete { key, .. } => table.set(key.strip_prefix(&prefix).unwrap_or_default(), None),
+                Event::Delete { key, revision } => {
+                    table.set(key.strip_prefix(&prefix).unwrap_or_default(), None);
+                    table.revision = revision;
+                }
             });
         }
     }

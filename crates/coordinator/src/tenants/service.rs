@@ -43,8 +43,9 @@ impl Tenants {
             let (entry, mut tenant) = found.ok_or_else(|| Status::not_found(format!("there is no tenant `{name}`")))?;
             change(&mut tenant);
             let txn = Txn::new().if_version(&entry.key, entry.version).put(&entry.key, encode(&tenant)?);
-            if let Committed::Done { .. } = store.commit(told(txn, keys, by, verb, name)).await.map_err(away)? {
+            if let Committed::Done { revision } = store.commit(told(txn, keys, by, verb, name)).await.map_err(away)? {
                 tracing::warn!(target: "audit", by, tenant = name, "tenant {verb}");
+                self.known(revision).await;
                 return Ok(tenant.shown(name));
             }
         }
@@ -75,8 +76,9 @@ impl Service for Tenants {
         let key = by_name(keys, &tenant.name);
         let txn = Txn::new().if_absent(&key).put(&key, encode(&stored)?);
         match store.commit(told(txn, keys, &by, "created", &tenant.name)).await.map_err(away)? {
-            Committed::Done { .. } => {
+            Committed::Done { revision } => {
                 tracing::warn!(target: "audit", by, tenant = tenant.name, "tenant created");
+                self.known(revision).await;
                 Ok(Response::new(v1::CreateTenantResponse { tenant: Some(stored.shown(&tenant.name)), api_key }))
             }
             Committed::Conflict => Err(Status::already_exists(format!("there is a tenant `{}` already", tenant.name))),
@@ -194,4 +196,50 @@ fn encode(tenant: &Stored) -> Result<Vec<u8>, Status> {
 
 fn away(error: janus_cluster::Error) -> Status {
     status::unavailable(format!("the store: {error}"), RETRY)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use janus_cluster::{MemoryStore, StoreConfig};
+
+    use super::*;
+
+    const OPERATORS: &str = "the operator's key";
+
+    /// A call by the operator, as the interceptor leaves it.
+    fn asked<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.extensions_mut().insert(Caller { tenant: OPERATOR.into(), operator: true });
+        request
+    }
+
+    /// The only thread of this runtime does not come to the watch before the store has answered.
+    #[tokio::test]
+    async fn a_change_that_was_answered_holds_for_the_next_call() {
+        let store = StoreConfig::Memory(MemoryStore::new()).connect().await.unwrap();
+        let over = CancellationToken::new();
+        let tenants = Tenants::start(store, Keys::new("c").unwrap(), Some(OPERATORS), over.clone());
+        let name = || "ann".to_owned();
+        let knocks = |key: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("authorization", format!("Bearer {key}").parse().unwrap());
+            tenants.authenticate(&metadata).map(|caller| caller.tenant.to_string())
+        };
+
+        let tenant = Some(Tenant { name: name(), ..Tenant::default() });
+        let first = tenants.create(asked(v1::CreateTenantRequest { tenant })).await.unwrap().into_inner().api_key;
+        assert_eq!(knocks(&first).unwrap(), "ann");
+        let rotate = v1::RotateTenantRequest { name: name(), grace_seconds: 0 };
+        let second = tenants.rotate(asked(rotate)).await.unwrap().into_inner().api_key;
+        assert_eq!(knocks(&second).unwrap(), "ann");
+        knocks(&first).unwrap_err();
+        tenants.revoke(asked(v1::RevokeTenantRequest { name: name() })).await.unwrap();
+        knocks(&second).unwrap_err();
+
+        // Nobody follows the store any more: the change is made, and its answer comes all the same.
+        over.cancel();
+        let rotate = v1::RotateTenantRequest { name: name(), grace_seconds: 0 };
+        tenants.rotate(asked(rotate)).await.unwrap();
+    }
 }
