@@ -1,32 +1,28 @@
 //! The command line: a contract that scripts rely on.
 
 mod cluster;
+mod eval;
 mod gateway;
 mod jobs;
 mod sight;
 mod tenants;
 mod tls;
+mod values;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use janus_coordinator::MAX_CFG_WEIGHT;
-use serde::Deserialize;
+use clap::{Args, Parser, Subcommand};
 
 pub(crate) use cluster::Node;
 pub(crate) use cluster::{Coordinator, Drain, OtherNumerics, Roles, Status, Store, Tether, Top, Up, Worker};
+pub(crate) use eval::{Asking, Eval, EvalAsk, EvalPaint, EvalShapes, Suite};
 pub(crate) use gateway::{Door, Gateway};
 pub(crate) use jobs::{Deed, Jobs, KeepJobs, List as JobsList, Server as JobsServer, Submit, Urgency};
 pub(crate) use sight::{LogFormat, Sight};
 pub(crate) use tenants::{Credentials, TenantRole, Tenants, TenantsDeed, Terms};
 pub(crate) use tls::{Certs, Tls};
-
-/// Pictures of one call: they share every step, and each has a place in the engine's table of sequences.
-const MAX_COUNT: usize = 1024;
-/// Requests that a program makes at once; each has a connection.
-const MAX_PARALLEL: usize = 256;
-/// More than any machine has.
-const MAX_THREADS: usize = 1024;
+pub(crate) use values::{Arch, Kv, Phase, Weights};
+use values::{count, fraction, guidance, instruction_set, layer_range, not_negative, positive, sha256, stage_of, threads};
 
 /// Paint pictures and ask about pictures with Janus, on one machine or many.
 #[derive(Debug, Parser)]
@@ -356,280 +352,6 @@ pub(crate) struct Pull {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Published sizes, and the model inside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Arch {
-    #[value(name = "janus-1.3b")]
-    Janus1_3b,
-    #[value(name = "janus-pro-1b")]
-    JanusPro1b,
-    #[value(name = "janus-pro-7b")]
-    JanusPro7b,
-    Shapes,
-}
-
-impl Arch {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Arch::Janus1_3b => "janus-1.3b",
-            Arch::JanusPro1b => "janus-pro-1b",
-            Arch::JanusPro7b => "janus-pro-7b",
-            Arch::Shapes => "shapes",
-        }
-    }
-}
-
-/// Weight formats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Weights {
-    Bf16,
-    Q8,
-    Q4,
-    F32,
-}
-
-impl Weights {
-    pub(crate) fn name(self) -> &'static str {
-        janus_model::WeightFormat::from(self).name()
-    }
-}
-
-impl Kv {
-    pub(crate) fn name(self) -> &'static str {
-        janus_model::KvDtype::from(self).name()
-    }
-}
-
-impl From<Weights> for janus_model::WeightFormat {
-    fn from(weights: Weights) -> Self {
-        match weights {
-            Weights::Bf16 => Self::Bf16,
-            Weights::Q8 => Self::Q8,
-            Weights::Q4 => Self::Q4,
-            Weights::F32 => Self::F32,
-        }
-    }
-}
-
-/// Element types of the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Kv {
-    Bf16,
-    F32,
-}
-
-impl From<Kv> for janus_model::KvDtype {
-    fn from(kv: Kv) -> Self {
-        match kv {
-            Kv::Bf16 => Self::Bf16,
-            Kv::F32 => Self::F32,
-        }
-    }
-}
-
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(crate) enum Phase {
-    LlmStep,
-    Prefill,
-    Siglip,
-    VqDecode,
-    Sample,
-    Hop,
-    Picture,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Eval {
-    #[command(subcommand)]
-    pub(crate) suite: Suite,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Suite {
-    /// Coloured shapes: pictures are scored by looking at their pixels, answers by exact match
-    Shapes(EvalShapes),
-    /// Paint GenEval's prompts into the folders that its scorer reads
-    Geneval(EvalPaint),
-    /// Paint COCO's captions, MJHQ's prompts or a prompt a line into folders of pictures, for FID
-    Pictures(EvalPaint),
-    /// Answer POPE's questions (JSONL)
-    Pope(EvalAsk),
-    /// Answer MME's questions (a folder of tables)
-    Mme(EvalAsk),
-    /// Answer VQAv2's questions (JSON)
-    Vqav2(EvalAsk),
-}
-
-/// Benchmarks of questions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asking {
-    Pope,
-    Mme,
-    Vqav2,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct EvalPaint {
-    /// The benchmark's file
-    pub(crate) prompts: PathBuf,
-    #[command(flatten)]
-    pub(crate) compute: Compute,
-    /// Where the pictures go; those that are there already are not painted again
-    #[arg(long, value_name = "DIR")]
-    pub(crate) to: PathBuf,
-    /// Pictures of each prompt; picture i uses seed S + i [default: 4 for geneval, else 1]
-    #[arg(short = 'n', value_name = "COUNT", value_parser = count)]
-    pub(crate) count: Option<usize>,
-    /// Only the first N prompts
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub(crate) limit: Option<usize>,
-    /// Seed of the first picture of each prompt
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Sampling temperature [default: the checkpoint's]
-    #[arg(long, value_name = "T", value_parser = not_negative)]
-    pub(crate) temperature: Option<f32>,
-    /// Weight of classifier-free guidance [default: the checkpoint's]
-    #[arg(long, value_name = "W", value_parser = guidance)]
-    pub(crate) cfg_weight: Option<f32>,
-    /// Requests at once [default: 4 in this process, a job at an endpoint that keeps jobs]
-    #[arg(long, value_name = "N", value_parser = parallel)]
-    pub(crate) parallel: Option<usize>,
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct EvalAsk {
-    /// The benchmark's file, or folder of files
-    pub(crate) questions: PathBuf,
-    #[command(flatten)]
-    pub(crate) compute: Compute,
-    /// The folder of the benchmark's pictures
-    #[arg(long, value_name = "DIR")]
-    pub(crate) images: PathBuf,
-    /// Where the answers go; an interrupted run goes on
-    #[arg(long, value_name = "PATH")]
-    pub(crate) to: PathBuf,
-    /// Only the first N questions
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub(crate) limit: Option<usize>,
-    /// Longest answer in tokens
-    #[arg(long, value_name = "N", default_value = "16", value_parser = positive)]
-    pub(crate) max_tokens: usize,
-    /// A line that follows every question, like "Answer the question using a single word or phrase."
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub(crate) suffix: String,
-    /// Requests at once [default: 4 in this process, a job at an endpoint that keeps jobs]
-    #[arg(long, value_name = "N", value_parser = parallel)]
-    pub(crate) parallel: Option<usize>,
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct EvalShapes {
-    #[command(flatten)]
-    pub(crate) compute: Compute,
-    /// Prompts per category and questions per kind [default: all held-out ones]
-    #[arg(long, allow_hyphen_values = true, value_name = "N", value_parser = positive)]
-    pub(crate) limit: Option<usize>,
-    /// Seed of the first picture
-    #[arg(long, allow_hyphen_values = true, value_name = "S", default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Sampling temperature [default: the checkpoint's]
-    #[arg(long, allow_hyphen_values = true, value_name = "T", value_parser = not_negative)]
-    pub(crate) temperature: Option<f32>,
-    /// Weight of classifier-free guidance [default: the checkpoint's]
-    #[arg(long, allow_hyphen_values = true, value_name = "W", value_parser = guidance)]
-    pub(crate) cfg_weight: Option<f32>,
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-fn positive(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(n) if n > 0 => Ok(n),
-        _ => Err("must be a whole number of at least 1".to_owned()),
-    }
-}
-
-fn up_to(most: usize, text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(n) if (1..=most).contains(&n) => Ok(n),
-        _ => Err(format!("must be a whole number from 1 to {most}")),
-    }
-}
-
-fn sha256(text: &str) -> Result<String, String> {
-    match text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        true => Ok(text.to_ascii_lowercase()),
-        false => Err("must be 64 hexadecimal digits".to_owned()),
-    }
-}
-
-fn two(text: &str, between: char) -> Option<(usize, usize)> {
-    let (a, b) = text.split_once(between)?;
-    let (a, b) = (a.parse().ok()?, b.parse().ok()?);
-    (a < b).then_some((a, b))
-}
-
-fn stage_of(text: &str) -> Result<(usize, usize), String> {
-    two(text, '/').ok_or_else(|| "must be a stage and how many there are, like 0/2 and 1/2".to_owned())
-}
-
-fn layer_range(text: &str) -> Result<(usize, usize), String> {
-    two(text, ':').ok_or_else(|| "must be a first layer and the one after the last, like 0:12".to_owned())
-}
-
-fn parallel(text: &str) -> Result<usize, String> {
-    up_to(MAX_PARALLEL, text)
-}
-
-fn count(text: &str) -> Result<usize, String> {
-    up_to(MAX_COUNT, text)
-}
-
-fn threads(text: &str) -> Result<usize, String> {
-    up_to(MAX_THREADS, text)
-}
-
-fn instruction_set(text: &str) -> Result<janus_model::Isa, String> {
-    let available = janus_model::Isa::available();
-    available.iter().copied().find(|isa| isa.name() == text).ok_or_else(|| {
-        let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
-        format!("this machine has {}", names.join(", "))
-    })
-}
-
-fn not_negative(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
-        _ => Err("must be a finite number of at least 0".to_owned()),
-    }
-}
-
-fn guidance(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(w) if (0.0..=MAX_CFG_WEIGHT).contains(&w) => Ok(w),
-        _ => Err(format!("must be a number from 0 to {MAX_CFG_WEIGHT}")),
-    }
-}
-
-fn fraction(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
-        _ => Err("must be above 0 and at most 1".to_owned()),
-    }
 }
 
 impl Verb {
