@@ -19,6 +19,7 @@ URL, SCENE = sys.argv[1:3]
 SHOTS = Path(sys.argv[3]) if len(sys.argv) > 3 else None
 # Generous: the machine may be busy.
 LONG = 120_000
+expect.set_options(timeout=LONG)
 TABS = ["Paint", "Ask", "Complete", "Jobs"]
 
 # Notes what a canvas shows whenever its label changes, which is after every step.
@@ -55,7 +56,7 @@ CANVAS = """
 def api(page, path, body=None):
     """This server's answer to a request that no page made."""
     request = page.context.request
-    answer = request.get(URL + path) if body is None else request.post(URL + path, data=body, timeout=LONG)
+    answer = request.get(URL + path) if body is None else request.post(URL + path, data=body)
     assert answer.ok, f"{path}: {answer.status} {answer.text()}"
     return answer.json()
 
@@ -89,7 +90,7 @@ def until(page, condition):
 
 
 def done(panel):
-    expect(panel.locator(".status")).to_have_text(re.compile(r"^Done in "), timeout=LONG)
+    expect(panel.locator(".status")).to_have_text(re.compile(r"^Done in "))
 
 
 def finished(page, panel, index=0):
@@ -105,7 +106,7 @@ def steps(page, index=0):
 def ids_of(page, **request):
     """Ids of a picture, as the server's other door says them."""
     request = {"stream": True, "stream_ids": True, **request}
-    answer = page.context.request.post(URL + "/v1/images/generations", data=request, timeout=LONG)
+    answer = page.context.request.post(URL + "/v1/images/generations", data=request)
     ids = []
     for line in answer.text().splitlines():
         if line.startswith("data: {"):
@@ -123,7 +124,7 @@ def shot(page, name):
 def scene_paint(page):
     """Pictures appear id by id in the palette's colours, and end as the pictures that the API gives."""
     panel = page.get_by_role("tabpanel", name="Paint")
-    expect(page.locator("#model")).to_contain_text("64 × 64", timeout=LONG)
+    expect(page.locator("#model")).to_contain_text("64 × 64")
     # Before anything is painted the page has asked for the colours; this waits for the same answer.
     palette = base64.b64decode(api(page, "/ui/api/model?palette=true")["palette"])
     prompt = "a red circle above a blue square"
@@ -181,7 +182,7 @@ def scene_ask(page):
     question = "What is in the picture?"
     panel.locator("textarea").fill(question)
     panel.get_by_role("button", name="Ask").click()
-    expect(panel.locator(".stop")).to_be_hidden(timeout=LONG)
+    expect(panel.locator(".stop")).to_be_hidden()
     expect(panel.locator(".status")).to_have_text("")
     content = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
@@ -207,7 +208,7 @@ def scene_complete(page):
     expect(panel.locator(".drop canvas")).to_be_visible()
     slider = panel.get_by_role("slider")
     slider.focus()
-    expect(slider).to_have_attribute("max", "8", timeout=LONG)
+    expect(slider).to_have_attribute("max", "8")
     slider.press("Home")
     for _ in range(3):
         slider.press("ArrowRight")
@@ -225,7 +226,7 @@ def scene_loss(page):
     """A stage dies while a picture is painted: the page shows it, and the picture goes on to what it would have been."""
     panel = page.get_by_role("tabpanel", name="Paint")
     cluster = page.locator("#cluster")
-    expect(cluster.locator(".pipeline .state")).to_have_text("ready", timeout=LONG)
+    expect(cluster.locator(".pipeline .state")).to_have_text("ready")
     stages = cluster.get_by_role("list", name="Stages of pipeline 1").get_by_role("listitem")
     expect(stages).to_have_count(3)
     expect(stages.first).to_contain_text("layer")
@@ -234,22 +235,22 @@ def scene_loss(page):
     prompt = "a red circle above a blue square"
     paint(page, panel, prompt=prompt, n=2, seed=7)
     until(page, "window.seen.some((s) => s.label.includes('% painted'))")
-    expect(cluster.locator(".pipeline .row")).to_contain_text("microbatches/s", timeout=LONG)
+    expect(cluster.locator(".pipeline .row")).to_contain_text("microbatches/s")
     dots = "(c) => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v)"
     until(page, f"[...document.querySelectorAll('.track canvas')].some({dots})")
     until(page, "window.seen.filter((s) => s.label.includes('% painted')).length > 12")
     print("painting", flush=True)
     killed = sys.stdin.readline().strip()
     history = cluster.locator(".history")
-    expect(history).to_contain_text("pipeline 1 has epoch", timeout=LONG)
-    expect(history).to_contain_text("pipeline 1 went on after", timeout=LONG)
-    expect(panel.locator(".status")).to_contain_text("the picture goes on", timeout=LONG)
+    expect(history).to_contain_text("pipeline 1 has epoch")
+    expect(history).to_contain_text("pipeline 1 went on after")
+    expect(panel.locator(".status")).to_contain_text("the picture goes on")
     if SHOTS:
         until(page, "document.querySelector('figure progress').value > 40")
     shot(page, "page")
     done(panel)
     expect(panel.locator(".status")).to_contain_text("went on after a loss")
-    expect(cluster.locator(".pipeline .state")).to_have_text("ready", timeout=LONG)
+    expect(cluster.locator(".pipeline .state")).to_have_text("ready")
     expect(history).to_contain_text(killed)
     pictures = api(page, "/v1/images/generations", {"prompt": prompt, "n": 2, "seed": 7})["data"]
     for index, picture in enumerate(pictures):
@@ -275,7 +276,7 @@ def scene_soon(page):
 
 def scene_keyboard(page):
     """Everything can be reached and done without a mouse, and has a name."""
-    expect(page.locator("#model")).to_contain_text("64 × 64", timeout=LONG)
+    expect(page.locator("#model")).to_contain_text("64 × 64")
     names = []
     for _ in range(30):
         page.keyboard.press("Tab")
@@ -379,7 +380,7 @@ def scene_words(page):
     panel = page.get_by_role("tabpanel", name="Paint")
     status = panel.locator(".status")
     paint(page, panel, prompt="word " * 3000)
-    expect(status).to_contain_text("prompt", timeout=LONG)
+    expect(status).to_contain_text("prompt")
     expect(status).to_have_class(re.compile("problem"))
     assert "{" not in status.text_content()
     # The key goes along with every request from now on, and over a reload, but not into another tab.
@@ -410,8 +411,9 @@ def scene_words(page):
     paint(page, panel, prompt="a star")
     expect(status).to_have_text("The server cannot be reached.")
     page.unroute("**/v1/images/generations")
-    # A picture that is not wanted any more.
-    paint(page, panel, prompt="a star", n=10)
+    # A picture that is not wanted any more; it is not painted before the button is found.
+    page.route("**/v1/images/generations", lambda r: None)
+    paint(page, panel, prompt="a star")
     panel.get_by_role("button", name="Stop").click()
     expect(status).to_have_text("Stopped")
 
@@ -421,31 +423,31 @@ def scene_jobs(page):
     page.get_by_role("tab", name="Jobs").click()
     panel = page.get_by_role("tabpanel", name="Jobs")
     paint(page, panel, prompts="a red circle\n\n  a blue square  \na green star\n")
-    expect(panel.locator(".status")).to_contain_text("has begun", timeout=LONG)
+    expect(panel.locator(".status")).to_contain_text("has begun")
     first = panel.locator(".list li").first
-    expect(first).to_contain_text("succeeded, 3 of 3", timeout=LONG)
+    expect(first).to_contain_text("succeeded, 3 of 3")
     assert first.locator("progress").evaluate("(p) => [p.value, p.max]") == [3, 3]
     expect(first.get_by_role("button")).to_be_hidden()
     paint(page, panel, prompts="\n".join(["a red circle"] * 1000))
-    expect(panel.locator(".list li")).to_have_count(2, timeout=LONG)
+    expect(panel.locator(".list li")).to_have_count(2)
     expect(first).to_contain_text("of 1000")
     panel.get_by_role("button", name="Cancel job").click()
-    expect(first).to_contain_text(re.compile("^.*cancelled, \\d+ of 1000"), timeout=LONG)
+    expect(first).to_contain_text(re.compile("^.*cancelled, \\d+ of 1000"))
     paint(page, panel, prompts="\n".join(["a red circle"] * 1001))
     expect(panel.locator(".status")).to_have_text("a job here has 1 to 1000 prompts, not 1001")
 
 
 def scene_key(page):
     """Where a key is needed the page says so, and goes on with the right one."""
-    expect(page.locator("#model")).to_contain_text("wants an API key", timeout=LONG)
+    expect(page.locator("#model")).to_contain_text("wants an API key")
     panel = page.get_by_role("tabpanel", name="Paint")
     paint(page, panel, prompt="a red circle")
-    expect(panel.locator(".status")).to_contain_text("wants an API key", timeout=LONG)
+    expect(panel.locator(".status")).to_contain_text("wants an API key")
     assert page.evaluate("document.activeElement.id") == "key", "it does not lead to where the key goes"
     page.keyboard.type(sys.stdin.readline().strip())
     page.keyboard.press("Enter")
-    expect(page.locator("#model")).to_contain_text("64 × 64", timeout=LONG)
-    expect(page.locator("#cluster .pipeline .state")).to_have_text("ready", timeout=LONG)
+    expect(page.locator("#model")).to_contain_text("64 × 64")
+    expect(page.locator("#cluster .pipeline .state")).to_have_text("ready")
     paint(page, panel, prompt="a red circle")
     done(panel)
     assert "key" not in page.url
