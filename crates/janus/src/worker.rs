@@ -151,7 +151,7 @@ impl Running {
             let (identity, checkpoint, pool) = (identity.clone(), checkpoint.clone(), pool.clone());
             let load = move || DecoderService::start(identity, checkpoint, pool, weights, true);
             let decoder = loaded(load).await?;
-            decoder.prepare();
+            decoder.prepare().await;
             router = router.add_service(decoder.server());
         }
         let until = shutdown.clone();

@@ -13,7 +13,7 @@ use janus_wire::v1::decoder_server::{Decoder, DecoderServer};
 use janus_wire::v1::{self};
 use janus_wire::{Guarded, Identity, MAX_NODE_MESSAGE};
 use opentelemetry::KeyValue;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -66,31 +66,32 @@ impl Painter {
     }
 }
 
-/// What paints unfinished pictures and finds out colours: one thread of the lowest priority, so that it takes what others
-/// leave, also where the steps of pictures are computed on the same cores.
+/// What finds out colours and paints unfinished pictures: one thread. Once it has the colours, without which nothing can be
+/// seen of a picture, it takes what others leave: it has the lowest priority, also where the steps of pictures are computed on
+/// the same cores.
 struct Sketcher {
     weights: Arc<Weights>,
     pool: Pool,
-    palette: Palette,
-}
-
-/// What is known of the codes' colours.
-enum Palette {
-    Unasked,
-    Fitting(PaletteFit),
-    Known(Bytes),
+    /// As far as it is.
+    fit: Option<PaletteFit>,
+    /// It has the lowest priority.
+    back: bool,
 }
 
 impl Sketcher {
-    /// Gives the calling thread the lowest priority there is.
+    /// Gives the calling thread the lowest priority there is, for good.
     fn step_back(&mut self) {
+        if std::mem::replace(&mut self.back, true) {
+            return;
+        }
         // On Linux no process means this thread. What cannot be lowered runs as everything else does.
         if let Err(error) = rustix::process::setpriority_process(None, 19) {
             tracing::info!(%error, "the thread that sketches keeps its priority");
         }
     }
 
-    fn paint(&self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
+    fn paint(&mut self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
+        self.step_back();
         let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
         self.weights.picture(&decoder, &self.pool, ids, stop)
     }
@@ -98,21 +99,16 @@ impl Sketcher {
     /// Goes on with the palette by at most one decode; the palette, when it is known.
     fn palette(&mut self, stop: impl Fn() -> bool) -> Result<Option<Bytes>, Error> {
         let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
-        let mut fit = match std::mem::replace(&mut self.palette, Palette::Unasked) {
-            Palette::Known(palette) => {
-                self.palette = Palette::Known(palette.clone());
-                return Ok(Some(palette));
-            }
-            Palette::Unasked => PaletteFit::new(&decoder)?,
-            Palette::Fitting(fit) => fit,
+        let mut fit = match self.fit.take() {
+            Some(fit) => fit,
+            None => PaletteFit::new(&decoder)?,
         };
         if fit.step(&decoder, &self.pool, stop)? {
-            self.palette = Palette::Fitting(fit);
+            self.fit = Some(fit);
             return Ok(None);
         }
-        let palette = Bytes::from(fit.finish(&decoder));
-        self.palette = Palette::Known(palette.clone());
-        Ok(Some(palette))
+        self.step_back();
+        Ok(Some(fit.finish(&decoder).into()))
     }
 }
 
@@ -198,6 +194,8 @@ pub struct DecoderService {
     identity: Identity,
     painter: ComputeThread<Painter>,
     sketcher: ComputeThread<Sketcher>,
+    /// What each code looks like, once that is found out.
+    palette: Arc<OnceCell<Bytes>>,
     finals: Finals,
     spare: Spare,
     work: Work,
@@ -219,8 +217,8 @@ impl DecoderService {
         if eager {
             weights.decoder()?;
         }
-        let sketcher = Sketcher { weights: weights.clone(), pool: Pool::new(1), palette: Palette::Unasked };
-        let sketcher = ComputeThread::start_with("sketcher", 1, sketcher, Sketcher::step_back)?;
+        let sketcher = Sketcher { weights: weights.clone(), pool: Pool::new(1), fit: None, back: false };
+        let sketcher = ComputeThread::start("sketcher", 1, sketcher)?;
         let painter = Painter { weights, pool };
         let painter = ComputeThread::start_with("decoder", QUEUE, painter, |painter| {
             painter.pool.pin();
@@ -228,20 +226,21 @@ impl DecoderService {
         let node = KeyValue::new("node", identity.node.clone());
         let work = Work::new("decoder", "janus.decode", "Pixels of a picture", vec![node]);
         let spare = Spare { look: LOOK, looked: Arc::default() };
-        Ok(DecoderService { identity, painter, sketcher, work, finals: Finals::none(), spare })
+        Ok(DecoderService { identity, painter, sketcher, palette: Arc::default(), work, finals: Finals::none(), spare })
     }
 
-    /// Finds out the codes' colours now, in the background, so that the first who wants to see ids need not wait.
-    pub fn prepare(&self) {
-        let service = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = service.colours().await {
-                tracing::warn!(%error, "what codes look like is not known yet");
-            }
-        });
+    /// Finds out the codes' colours, a few decodes: before this decoder has other work, which might never leave time for it.
+    pub async fn prepare(&self) {
+        if let Err(error) = self.colours().await {
+            tracing::warn!(%error, "what codes look like is not known yet");
+        }
     }
 
     async fn colours(&self) -> Result<Bytes, Error> {
+        self.palette.get_or_try_init(|| self.fit()).await.cloned()
+    }
+
+    async fn fit(&self) -> Result<Bytes, Error> {
         // Nobody of low priority loads what others would wait for.
         self.painter.call(|painter| painter.weights.decoder().map(drop)).await??;
         loop {
@@ -375,5 +374,8 @@ mod tests {
         assert!(!asked.is_finished());
         drop(finished);
         assert_eq!(asked.await.unwrap().unwrap().len(), 3 * CODES);
+        // What is known waits for nobody.
+        let _finished = service.finals.enter();
+        assert_eq!(service.colours().await.unwrap().len(), 3 * CODES);
     }
 }
