@@ -100,8 +100,43 @@ fn the_node_package_drives_every_endpoint_that_answers_at_once() {
 fn batches_are_done_by_a_real_model() {
     let served = Served::start(&[]);
     let url = served.http();
-    python_runs("batches.py", &[&url]);
+    python_runs("batches.py", &[&url, "real"]);
     node_runs("batches.mjs", &[&url]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_used_for_another_batch_is_refused_by_the_names_of_this_door() {
+    let served = Served::start(&[]);
+    let (url, client) = (served.http(), super::http());
+    let upload = async |prompt: &str| {
+        let body = serde_json::json!({ "prompt": prompt });
+        let line = serde_json::json!({ "custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": body });
+        let form = format!(
+            "--edge\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--edge\r\n\
+             content-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n{line}\r\n--edge--\r\n"
+        );
+        let request = client.post(format!("{url}/v1/files")).header("content-type", "multipart/form-data; boundary=edge");
+        let file: Value = request.body(form).send().await.unwrap().json().await.unwrap();
+        file["id"].as_str().unwrap().to_owned()
+    };
+    let make = async |file: &str, key: &str| {
+        let endpoint = "/v1/images/generations";
+        let batch = serde_json::json!({ "input_file_id": file, "endpoint": endpoint, "completion_window": "24h" });
+        let request = client.post(format!("{url}/v1/batches")).header("idempotency-key", key).json(&batch);
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    let (one, other) = (upload("a red circle").await, upload("a blue square").await);
+    let (first, again) = (make(&one, "k1").await, make(&one, "k1").await);
+    assert_eq!((first.0, again.0), (200, 200), "{first:?} {again:?}");
+    assert_eq!(first.1["id"], again.1["id"]);
+    let (status, said) = make(&other, "k1").await;
+    let (message, param) = (said["error"]["message"].as_str().unwrap(), said["error"]["param"].as_str());
+    assert_eq!((status, param), (409, Some("idempotency-key")), "{said}");
+    assert!(message.starts_with("idempotency-key: `k1` ") && !message.contains("openai/"), "{message}");
+    let (status, said) = make(&one, &"k".repeat(2000)).await;
+    assert_eq!((status, said["error"]["param"].as_str()), (400, Some("idempotency-key")), "{said}");
+    assert!(said["error"]["message"].as_str().unwrap().starts_with("idempotency-key: "), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

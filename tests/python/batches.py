@@ -1,4 +1,4 @@
-"""Files and batches with the official `openai` package: batches.py URL."""
+"""Files and batches with the official `openai` package: batches.py URL [real], where a model really answers."""
 
 import base64
 import json
@@ -6,6 +6,7 @@ import sys
 import time
 
 import openai
+from openai.types.chat import ChatCompletion
 
 client = openai.OpenAI(base_url=f"{sys.argv[1]}/v1", api_key="anything", max_retries=0, _strict_response_validation=True)
 PAINT, ASK = "/v1/images/generations", "/v1/chat/completions"
@@ -101,6 +102,37 @@ def questions(picture):
     assert [a["custom_id"] for a in answers] == ["q0", "q1", "q2"]
     assert all("red" in a["response"]["body"]["choices"][0]["message"]["content"] for a in answers), answers
     assert batch.error_file_id is None
+    return parts
+
+
+def like_direct(parts):
+    """Everything that can be asked for directly can be in a batch, and the same comes back."""
+    said = [
+        {"role": "system", "content": "You answer in one word."},
+        {"role": "user", "content": parts[::-1]},
+        {"role": "assistant", "content": "blue"},
+        {"role": "user", "content": "are you sure?"},
+    ]
+    bodies = [
+        {"messages": said, "max_tokens": 4, "top_p": 0.5, "top_k": 3, "temperature": 1, "seed": 5, "model": served},
+        {"messages": [{"role": "user", "content": parts}], "max_tokens": 1},
+        {"messages": [{"role": "user", "content": parts}], "stop": "red"},
+    ]
+    batch = done(make([line(f"c{i}", ASK, body) for i, body in enumerate(bodies)], ASK))
+    for body, answer in zip(bodies, content(batch.output_file_id), strict=True):
+        ours = ChatCompletion.model_validate(answer["response"]["body"])
+        more = {"model": served, "messages": body["messages"]}
+        direct = client.chat.completions.create(**more, extra_body={k: v for k, v in body.items() if k not in more})
+        assert ours.choices == direct.choices and ours.usage == direct.usage, (ours, direct)
+        reasons = {"length"} if body.get("max_tokens") == 1 else {"stop"} if "stop" in body else {"stop", "length"}
+        assert ours.choices[0].finish_reason in reasons, (body, ours)
+    # Pictures that go on from a given one, too.
+    first = client.images.generate(prompt="a red circle", extra_body={"seed": 5}).data[0]
+    body = {"prompt": "a blue square", "seed": 11, "init_image": first.b64_json, "keep_rows": 3, "top_k": 9, "top_p": 0.9}
+    batch = done(make([line("a", PAINT, body)], PAINT))
+    (ours,) = content(batch.output_file_id)[0]["response"]["body"]["data"]
+    direct = client.images.generate(prompt=body.pop("prompt"), extra_body=body).data[0]
+    assert ours["sha256"] == direct.sha256 and ours["sha256"] != first.sha256
 
 
 def refused(words, call, kind=openai.BadRequestError, param="input_file_id"):
@@ -126,8 +158,10 @@ def errors():
     ]
     for words, lines in cases:
         refused(words, lambda lines=lines: make(lines, PAINT))
-    two = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-    refused("line 1: messages", lambda: make([line("a", ASK, {"messages": two})], ASK))
+    refused("line 1: messages", lambda: make([line("a", ASK, {"messages": []})], ASK))
+    other = {"messages": [{"role": "user", "content": "a"}], "model": "gpt-4o"}
+    refused("line 1: model: `gpt-4o` is not served here", lambda: make([line("a", ASK, other)], ASK))
+    refused("line 1: init_image", lambda: make([line("a", PAINT, {"prompt": "x", "init_image": "?"})], PAINT))
     refused("endpoint", lambda: make([good], "/v1/embeddings"), param="endpoint")
     missing = "file-" + "0" * 64
     window = {"endpoint": PAINT, "completion_window": "24h"}
@@ -154,9 +188,12 @@ def endings(first):
     assert not_done and all(o["error"]["code"] == "cancelled" for o in not_done)
 
 
+served = client.models.list().data[0].id
 first = pictures()
 shown = content(first.output_file_id)[0]["response"]["body"]["data"][0]["b64_json"]
 pages()
-questions(shown)
+parts = questions(shown)
+if "real" in sys.argv:
+    like_direct(parts)
 errors()
 endings(first)

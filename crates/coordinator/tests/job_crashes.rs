@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use janus_cluster::{Keys, MemoryStore, Store, StoreConfig, Txn};
-use janus_coordinator::jobs::{Engine, Jobs, MANIFEST, Objects, Options, Picture, Setup};
+use janus_coordinator::jobs::{Answer, Engine, Jobs, MANIFEST, Objects, Options, Picture, Setup};
 use janus_wire::v1::jobs_server::Jobs as _;
 use janus_wire::v1::{self, AskItem, JobItem, JobStatus, PaintItem, create_job_request, job_item};
 use object_store::ObjectStoreExt;
@@ -78,10 +78,11 @@ impl Engine for Toy {
         Ok(Picture { width: 2, height: 5, rgb: sha256[..30].to_vec().into(), sha256 })
     }
 
-    async fn answer(&self, _: &Arc<str>, request: v1::ChatRequest) -> Result<String, Status> {
+    async fn answer(&self, _: &Arc<str>, request: v1::ChatRequest) -> Result<Answer, Status> {
         let Some(v1::part::Part::Text(question)) = request.messages[0].parts[0].part.clone() else { panic!("no question") };
         self.work(&question).await?;
-        Ok(answered(&question))
+        let usage = v1::Usage { input_tokens: question.len() as u64, output_tokens: 1 };
+        Ok(Answer { text: answered(&question), finish_reason: v1::FinishReason::Length, usage })
     }
 }
 
@@ -128,7 +129,8 @@ fn expected(items: &[JobItem]) -> Vec<String> {
                 let text = answered(&ask.question);
                 let sha256 = hex(Sha256::digest(&text));
                 lines.push(format!(
-                    r#"{{"id":"{id}","index":0,"status":"succeeded","path":null,"sha256":"{sha256}","seed":0,"text":"{text}","error":null}}"#
+                    r#"{{"id":"{id}","index":0,"status":"succeeded","path":null,"sha256":"{sha256}","seed":0,"text":"{text}","error":null,"finish_reason":"length","input_tokens":{},"output_tokens":1}}"#,
+                    ask.question.len()
                 ));
             }
         }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use janus_cluster::{Keys, MemoryStore, StoreConfig};
-use janus_coordinator::jobs::{Engine, Jobs, Objects, Options, Picture, SEGMENT, Setup, next_epoch};
+use janus_coordinator::jobs::{Answer, Engine, Jobs, Objects, Options, Picture, SEGMENT, Setup, next_epoch};
 use janus_wire::v1::jobs_server::Jobs as _;
 use janus_wire::v1::{self, AskItem, JobItem, JobStatus, create_job_request, job_item};
 use tokio_stream::StreamExt;
@@ -23,9 +23,9 @@ impl Engine for Echo {
         Err(Status::invalid_argument("prompt: this one answers"))
     }
 
-    async fn answer(&self, _: &Arc<str>, request: v1::ChatRequest) -> Result<String, Status> {
+    async fn answer(&self, _: &Arc<str>, request: v1::ChatRequest) -> Result<Answer, Status> {
         tokio::task::yield_now().await;
-        Ok(request.header.unwrap().request_id)
+        Ok(Answer { text: request.header.unwrap().request_id, ..Answer::default() })
     }
 }
 

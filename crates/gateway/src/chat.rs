@@ -322,47 +322,13 @@ impl ChatRequest {
     async fn ask(self, gateway: &Gateway, asker: &Asker) -> Result<v1::ChatRequest, Problem> {
         self.check()?;
         let (max_tokens, stop) = (self.most(), self.stops());
-        let given = self.messages.unwrap_or_default();
-        if given.is_empty() {
-            return Err(Problem::invalid("messages", "messages: is empty: say something"));
+        let (mut messages, wanted) = said(self.messages)?;
+        let mut pictures = Vec::new();
+        for (param, url) in wanted {
+            let data = gateway.remote().picture(&param, &url).await?;
+            pictures.push(v1::Image { data, ..v1::Image::default() });
         }
-        let (mut messages, mut pictures) = (Vec::new(), 0);
-        for (i, message) in given.into_iter().enumerate() {
-            if message.tool_calls.is_some_and(|calls| !calls.is_null()) {
-                let param = format!("messages[{i}].tool_calls");
-                return Err(Problem::invalid(&param, format!("{param}: there are no tools here")));
-            }
-            let role = match message.role {
-                Role::System | Role::Developer => "system",
-                Role::User => "user",
-                Role::Assistant => "assistant",
-            };
-            let parts = match message.content {
-                None => Vec::new(),
-                Some(Content::Text(text)) => vec![v1::part::Part::Text(text)],
-                Some(Content::Parts(given)) => {
-                    let mut parts = Vec::new();
-                    for (j, part) in given.into_iter().enumerate() {
-                        parts.push(match part {
-                            Part::Text { text } => v1::part::Part::Text(text),
-                            Part::ImageUrl { image_url } => {
-                                let param = format!("messages[{i}].content[{j}].image_url");
-                                pictures += 1;
-                                if pictures > MAX_PICTURES {
-                                    let message = format!("{param}: a conversation has at most {MAX_PICTURES} pictures");
-                                    return Err(Problem::invalid(&param, message));
-                                }
-                                let data = gateway.remote().picture(&param, &image_url.url).await?;
-                                v1::part::Part::Image(v1::Image { data, ..v1::Image::default() })
-                            }
-                        });
-                    }
-                    parts
-                }
-            };
-            let parts = parts.into_iter().map(|part| v1::Part { part: Some(part) }).collect();
-            messages.push(v1::Message { role: role.to_owned(), parts });
-        }
+        show(&mut messages, pictures);
         Ok(v1::ChatRequest {
             header: Some(asker.header(self.model)),
             messages,
@@ -377,10 +343,61 @@ impl ChatRequest {
     }
 }
 
+/// What was said, and where its pictures are: the parameter and the URL of each. Their places are empty until [`show`].
+#[allow(clippy::type_complexity)]
+pub(crate) fn said(given: Option<Vec<Message>>) -> Result<(Vec<v1::Message>, Vec<(String, String)>), Problem> {
+    let given = given.filter(|given| !given.is_empty());
+    let given = given.ok_or_else(|| Problem::invalid("messages", "messages: is empty: say something"))?;
+    let (mut messages, mut pictures) = (Vec::new(), Vec::new());
+    for (i, message) in given.into_iter().enumerate() {
+        if message.tool_calls.is_some_and(|calls| !calls.is_null()) {
+            let param = format!("messages[{i}].tool_calls");
+            return Err(Problem::invalid(&param, format!("{param}: there are no tools here")));
+        }
+        let role = match message.role {
+            Role::System | Role::Developer => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        };
+        let given = match message.content {
+            None => Vec::new(),
+            Some(Content::Text(text)) => vec![Part::Text { text }],
+            Some(Content::Parts(parts)) => parts,
+        };
+        let mut parts = Vec::new();
+        for (j, part) in given.into_iter().enumerate() {
+            let part = match part {
+                Part::Text { text } => v1::part::Part::Text(text),
+                Part::ImageUrl { image_url } => {
+                    let param = format!("messages[{i}].content[{j}].image_url");
+                    if pictures.len() == MAX_PICTURES {
+                        let message = format!("{param}: a conversation has at most {MAX_PICTURES} pictures");
+                        return Err(Problem::invalid(&param, message));
+                    }
+                    pictures.push((param, image_url.url));
+                    v1::part::Part::Image(v1::Image::default())
+                }
+            };
+            parts.push(v1::Part { part: Some(part) });
+        }
+        messages.push(v1::Message { role: role.to_owned(), parts });
+    }
+    Ok((messages, pictures))
+}
+
+/// Puts pictures in their places.
+pub(crate) fn show(messages: &mut [v1::Message], pictures: Vec<v1::Image>) {
+    let parts = messages.iter_mut().flat_map(|message| &mut message.parts);
+    let places = parts.filter_map(|part| match &mut part.part {
+        Some(v1::part::Part::Image(image)) => Some(image),
+        _ => None,
+    });
+    places.zip(pictures).for_each(|(place, picture)| *place = picture);
+}
+
 /// What this door calls a field of the coordinator's.
 fn renamed(problem: Problem) -> Problem {
     problem.renamed(|field| match field {
-        "header.model" => "model".to_owned(),
         // messages[1].parts[0].image
         other if other.starts_with("messages[") => other.replace(".parts[", ".content[").replace("].image", "].image_url"),
         "raw_images" => "messages".to_owned(),

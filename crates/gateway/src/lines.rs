@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::body::parse;
-use crate::chat::{ChatRequest, Content, Part, Role};
+use crate::chat::{self, ChatRequest};
 use crate::encode::Format;
 use crate::images::{ImageRequest, ResponseFormat};
-use crate::{Asker, Gateway, Problem, files};
+use crate::{Asker, Gateway, Problem, files, remote};
 
 /// Lines of one batch.
 const MAX_LINES: usize = 50_000;
@@ -63,7 +63,7 @@ pub(crate) async fn items(
         let told = Problem::invalid("input_file_id", message).code("invalid_line");
         if problem.is_callers() { told } else { problem }
     };
-    let side = gateway.describe(asker).await?.image_size;
+    let served = gateway.describe(asker).await?;
     let (mut items, mut ids) = (Vec::new(), BTreeSet::new());
     // A picture of many lines is kept once.
     let mut kept: HashMap<[u8; 32], Bytes> = HashMap::new();
@@ -74,7 +74,7 @@ pub(crate) async fn items(
         if items.len() == MAX_LINES {
             return Err(at(number, Problem::invalid("input_file_id", format!("a batch has at most {MAX_LINES} lines"))));
         }
-        let item = item(gateway, asker, endpoint, side, line, &mut kept).await.map_err(|problem| at(number, problem))?;
+        let item = item(gateway, asker, endpoint, &served, line, &mut kept).await.map_err(|problem| at(number, problem))?;
         if !ids.insert(item.id.clone()) {
             return Err(at(number, Problem::invalid("custom_id", "custom_id: another line has the same")));
         }
@@ -89,8 +89,21 @@ pub(crate) async fn items(
 /// What a line asks for, before any picture of it was looked at.
 struct Asked {
     item: v1::JobItem,
-    /// Of a question: where each picture stands in the line, and its URL.
-    pictures: Vec<(String, String)>,
+    model: Option<String>,
+    /// In the order of their places in the item.
+    pictures: Vec<Sent>,
+}
+
+/// A picture of a line: its parameter, and where it is.
+struct Sent {
+    param: String,
+    at: At,
+}
+
+enum At {
+    Url(String),
+    /// In base64, or a data: URL.
+    Inline(String),
 }
 
 /// Reads a line of a batch for pictures of `side` pixels.
@@ -110,14 +123,21 @@ fn read(endpoint: Endpoint, side: u32, line: &[u8]) -> Result<Asked, Problem> {
     let drawn = Sha256::digest(line.custom_id.as_bytes());
     let drawn = u64::from(u32::from_le_bytes([drawn[0], drawn[1], drawn[2], drawn[3]]));
     let body = line.body.get().as_bytes();
-    let (work, pictures) = match endpoint {
-        Endpoint::Images => (job_item::Work::Paint(paint(parse(body)?, side, drawn)?), Vec::new()),
+    let (work, model, pictures) = match endpoint {
+        Endpoint::Images => {
+            let mut request: ImageRequest = parse(body)?;
+            let model = request.model.take();
+            let (paint, pictures) = paint(request, side, drawn)?;
+            (job_item::Work::Paint(paint), model, pictures)
+        }
         Endpoint::Chat => {
-            let (ask, pictures) = ask(parse(body)?, drawn)?;
-            (job_item::Work::Ask(ask), pictures)
+            let mut request: ChatRequest = parse(body)?;
+            let model = request.model.take();
+            let (ask, pictures) = ask(request, drawn)?;
+            (job_item::Work::Ask(ask), model, pictures)
         }
     };
-    Ok(Asked { item: v1::JobItem { id, work: Some(work) }, pictures })
+    Ok(Asked { item: v1::JobItem { id, work: Some(work) }, model, pictures })
 }
 
 /// Whether a line of a batch for the endpoint at `path` could be asked for; its pictures are not looked at.
@@ -133,26 +153,57 @@ async fn item(
     gateway: &Gateway,
     asker: &Asker,
     endpoint: Endpoint,
-    side: u32,
+    served: &v1::DescribeModelResponse,
     line: &[u8],
     kept: &mut HashMap<[u8; 32], Bytes>,
 ) -> Result<v1::JobItem, Problem> {
-    let Asked { mut item, pictures } = read(endpoint, side, line)?;
-    let Some(job_item::Work::Ask(ask)) = &mut item.work else { return Ok(item) };
-    for (param, url) in pictures {
-        let picture = gateway.remote().picture(&param, &url).await?;
+    let Asked { mut item, model, pictures } = read(endpoint, served.image_size, line)?;
+    if let Some(other) = model.filter(|model| *model != served.model) {
+        let other: String = other.chars().take(100).collect();
+        let message = format!("model: `{other}` is not served here; `{}` is", served.model);
+        return Err(Problem::invalid("model", message).code("model_not_found"));
+    }
+    let mut digests = Vec::new();
+    for Sent { param, at } in pictures {
+        let picture = match at {
+            At::Url(url) => gateway.remote().picture(&param, &url).await?,
+            At::Inline(text) => remote::inline(&param, &text)?,
+        };
         let digest: [u8; 32] = Sha256::digest(&picture).into();
-        let there = match kept.get(&digest) {
+        digests.push(match kept.get(&digest) {
             Some(there) => there.clone(),
             None => {
                 let there = files::put(gateway, asker, picture).await?;
                 kept.insert(digest, there.clone());
                 there
             }
-        };
-        ask.images.push(there);
+        });
+    }
+    match &mut item.work {
+        Some(job_item::Work::Paint(paint)) => paint.init_image = digests.pop().unwrap_or_default(),
+        Some(job_item::Work::Ask(ask)) => {
+            let named = |sha256| v1::Image { sha256, ..v1::Image::default() };
+            chat::show(&mut ask.messages, digests.into_iter().map(named).collect());
+            plain(ask);
+        }
+        None => {}
     }
     Ok(item)
+}
+
+/// Says a question about pictures that come first as one, which coordinators that know no conversations understand too.
+fn plain(ask: &mut v1::AskItem) {
+    let [message] = &ask.messages[..] else { return };
+    let mut parts: Vec<_> = message.parts.iter().filter_map(|part| part.part.clone()).collect();
+    let Some(v1::part::Part::Text(question)) = parts.pop() else { return };
+    let images = parts.into_iter().map(|part| match part {
+        v1::part::Part::Image(image) => Some(image.sha256),
+        v1::part::Part::Text(_) => None,
+    });
+    if let (Some(images), "user") = (images.collect(), message.role.as_str()) {
+        (ask.question, ask.images) = (question, images);
+        ask.messages.clear();
+    }
 }
 
 /// Refuses what a job cannot do though a request can.
@@ -163,7 +214,8 @@ fn only(fields: &[(&str, bool)]) -> Result<(), Problem> {
     }
 }
 
-fn paint(request: ImageRequest, side: u32, drawn: u64) -> Result<v1::PaintItem, Problem> {
+/// A picture to paint, and the one that it begins with.
+fn paint(request: ImageRequest, side: u32, drawn: u64) -> Result<(v1::PaintItem, Vec<Sent>), Problem> {
     let manner = request.manner(side)?;
     only(&[
         ("stream", request.stream == Some(true)),
@@ -171,52 +223,39 @@ fn paint(request: ImageRequest, side: u32, drawn: u64) -> Result<v1::PaintItem, 
         ("stream_ids", request.stream_ids == Some(true)),
         ("response_format", request.response_format == Some(ResponseFormat::Url)),
         ("output_format", manner.format != Format::Png),
-        ("init_image", request.init_image.is_some()),
-        ("keep_rows", request.keep_rows.is_some_and(|rows| rows > 0)),
-        ("top_k", request.top_k.is_some()),
-        ("top_p", request.top_p.is_some()),
     ])?;
-    Ok(v1::PaintItem {
+    let begun = request.init_image.map(|text| Sent { param: "init_image".to_owned(), at: At::Inline(text) });
+    let item = v1::PaintItem {
         prompt: request.prompt.ok_or_else(|| Problem::invalid("prompt", "prompt: is missing: say what to paint"))?,
         n: request.n.unwrap_or(1),
         seed: request.seed.map_or(drawn, |seed| seed.0),
         cfg_weight: request.guidance,
         temperature: request.temperature,
-    })
+        top_k: request.top_k,
+        top_p: request.top_p,
+        init_image: Bytes::new(),
+        keep_rows: request.keep_rows.unwrap_or_default(),
+    };
+    Ok((item, begun.into_iter().collect()))
 }
 
-/// A question, and where its pictures are.
-fn ask(request: ChatRequest, drawn: u64) -> Result<(v1::AskItem, Vec<(String, String)>), Problem> {
+/// A conversation, and its pictures.
+fn ask(request: ChatRequest, drawn: u64) -> Result<(v1::AskItem, Vec<Sent>), Problem> {
     request.check()?;
-    only(&[
-        ("stream", request.stream == Some(true)),
-        ("top_k", request.top_k.is_some()),
-        ("top_p", request.top_p.is_some_and(|p| p != 1.0)),
-    ])?;
+    only(&[("stream", request.stream == Some(true))])?;
     let (max_tokens, stop) = (request.most(), request.stops());
-    let one = || Problem::invalid("messages", "messages: in a batch it is one message, of the user");
-    let mut messages = request.messages.unwrap_or_default();
-    let message = messages.pop().filter(|m| messages.is_empty() && m.role == Role::User).ok_or_else(one)?;
-    let (mut question, mut pictures) = (Vec::new(), Vec::new());
-    let parts = match message.content.ok_or_else(one)? {
-        Content::Text(text) => vec![Part::Text { text }],
-        Content::Parts(parts) => parts,
-    };
-    for (i, part) in parts.into_iter().enumerate() {
-        match part {
-            Part::Text { text } => question.push(text),
-            Part::ImageUrl { image_url } => pictures.push((format!("messages[0].content[{i}].image_url"), image_url.url)),
-        }
-    }
+    let (messages, pictures) = chat::said(request.messages)?;
     let item = v1::AskItem {
-        question: question.join("\n"),
-        images: Vec::new(),
+        messages,
         max_tokens,
         temperature: request.temperature,
         seed: request.seed.map_or(drawn, |seed| seed.0),
         stop,
+        top_k: request.top_k,
+        top_p: request.top_p,
+        ..v1::AskItem::default()
     };
-    Ok((item, pictures))
+    Ok((item, pictures.into_iter().map(|(param, url)| Sent { param, at: At::Url(url) }).collect()))
 }
 
 /// A caller's name for a line as a job's item may be called: everything but visible ASCII, `/` and `%` as `%` and two digits.

@@ -29,6 +29,10 @@ struct Entry {
     seed: Option<u64>,
     text: Option<String>,
     error: Option<String>,
+    /// Of an answer; results that an older version kept have none of these.
+    finish_reason: Option<String>,
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
 }
 
 /// One result with its picture.
@@ -174,15 +178,17 @@ impl Outcome {
         json!({ "created": self.created, "output_format": "png", "data": group.iter().map(picture).collect::<Vec<_>>() })
     }
 
-    /// Why it ended and what it took are not kept with a job's answers.
     fn answer(&self, result: &Made) -> Value {
+        let (read, drawn) = (result.entry.input_tokens.unwrap_or_default(), result.entry.output_tokens.unwrap_or_default());
+        let finish_reason = result.entry.finish_reason.as_deref().unwrap_or("stop");
         let message = json!({ "role": "assistant", "content": result.entry.text, "refusal": null });
         json!({
             "id": format!("chatcmpl-{}-{}", self.job, result.entry.id),
             "object": "chat.completion",
             "created": self.created,
             "model": self.model,
-            "choices": [{ "index": 0, "message": message, "finish_reason": null, "logprobs": null }],
+            "choices": [{ "index": 0, "message": message, "finish_reason": finish_reason, "logprobs": null }],
+            "usage": { "prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn },
         })
     }
 }

@@ -23,6 +23,17 @@ pub struct Picture {
     pub sha256: [u8; 32],
 }
 
+/// A question that was answered.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// The whole answer.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: v1::FinishReason,
+    /// Tokens that were read and drawn.
+    pub usage: v1::Usage,
+}
+
 /// Makes units. The same request always gives the same bits; one that is dropped is given up.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
@@ -30,7 +41,7 @@ pub trait Engine: Send + Sync + 'static {
     async fn paint(&self, tenant: &Arc<str>, request: v1::GenerateImageRequest) -> Result<Picture, Status>;
 
     /// Answers a question.
-    async fn answer(&self, tenant: &Arc<str>, request: v1::ChatRequest) -> Result<String, Status>;
+    async fn answer(&self, tenant: &Arc<str>, request: v1::ChatRequest) -> Result<Answer, Status>;
 }
 
 /// Pauses before a unit is tried again.

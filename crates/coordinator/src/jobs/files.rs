@@ -253,7 +253,7 @@ mod tests {
     use tokio_util::sync::{CancellationToken, DropGuard};
     use tonic::Code;
 
-    use super::super::{Engine, Objects, Options, Picture, Setup, next_epoch, sweep};
+    use super::super::{Answer, Engine, Objects, Options, Picture, Setup, next_epoch, sweep};
     use super::*;
 
     const DAY: u64 = 24 * 3600 * 1000;
@@ -267,7 +267,7 @@ mod tests {
             std::future::pending().await
         }
 
-        async fn answer(&self, _: &Arc<str>, _: v1::ChatRequest) -> Result<String, Status> {
+        async fn answer(&self, _: &Arc<str>, _: v1::ChatRequest) -> Result<Answer, Status> {
             std::future::pending().await
         }
     }

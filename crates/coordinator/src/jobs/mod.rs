@@ -67,7 +67,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-pub use engine::{Engine, Picture};
+pub use engine::{Answer, Engine, Picture};
 pub use error::Error;
 pub use manifest::MANIFEST;
 pub use objects::{Created, Environment, Objects};

@@ -44,6 +44,29 @@ pub enum Created {
     Before,
 }
 
+/// Where a URL leads.
+enum Place {
+    Here(PathBuf),
+    Cloud(Path),
+}
+
+fn place(url: &Url) -> Result<Place, Error> {
+    let bad = |reason: String| Error::Place { url: shown(url), reason };
+    if url.query().is_some() || url.fragment().is_some() || url.password().is_some() || !url.username().is_empty() {
+        return Err(bad("a folder's URL has no user, no query and no fragment".to_owned()));
+    }
+    let (scheme, base) = ObjectStoreScheme::parse(url).map_err(|error| bad(error.to_string()))?;
+    match scheme {
+        ObjectStoreScheme::Local => {
+            url.to_file_path().map(Place::Here).map_err(|()| bad("is no path on this machine".to_owned()))
+        }
+        ObjectStoreScheme::AmazonS3 | ObjectStoreScheme::GoogleCloudStorage | ObjectStoreScheme::MicrosoftAzure => {
+            Ok(Place::Cloud(base))
+        }
+        _ => Err(bad("results are kept below file://, s3://, gs:// or az://".to_owned())),
+    }
+}
+
 impl Objects {
     /// The folder at `url`: `file:///..`, `s3://bucket/..`, `gs://bucket/..` or `az://container/..`. A local folder is
     /// made if it is absent.
@@ -51,28 +74,32 @@ impl Objects {
     /// # Errors
     /// [`Error::Place`] if there can be no such folder.
     pub fn open(url: &Url, environment: &Environment) -> Result<Objects, Error> {
-        let shown = shown(url);
-        let bad = |reason: String| Error::Place { url: shown.clone(), reason };
-        if url.query().is_some() || url.fragment().is_some() || url.password().is_some() || !url.username().is_empty() {
-            return Err(bad("a folder's URL has no user, no query and no fragment".to_owned()));
+        let bad = |reason: String| Error::Place { url: shown(url), reason };
+        match place(url)? {
+            Place::Here(folder) => {
+                std::fs::create_dir_all(&folder).map_err(|error| bad(format!("cannot be made: {error}")))?;
+                let folder = folder.canonicalize().map_err(|error| bad(error.to_string()))?;
+                let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| bad(error.to_string()))?;
+                let store = Arc::new(store.with_fsync(true));
+                Ok(Objects { store, base: Path::default(), url: shown(url), folder: Some(folder) })
+            }
+            Place::Cloud(base) => {
+                let options = environment.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+                let (store, _) = object_store::parse_url_opts(url, options).map_err(|error| bad(error.to_string()))?;
+                Ok(Objects { store: store.into(), base, url: shown(url), folder: None })
+            }
         }
-        let (scheme, base) = ObjectStoreScheme::parse(url).map_err(|error| bad(error.to_string()))?;
-        if scheme == ObjectStoreScheme::Local {
-            let folder = url.to_file_path().map_err(|()| bad("is no path on this machine".to_owned()))?;
-            std::fs::create_dir_all(&folder).map_err(|error| bad(format!("cannot be made: {error}")))?;
-            let folder = folder.canonicalize().map_err(|error| bad(error.to_string()))?;
-            let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| bad(error.to_string()))?;
-            let store = Arc::new(store.with_fsync(true));
-            return Ok(Objects { store, base: Path::default(), url: shown, folder: Some(folder) });
+    }
+
+    /// What is wrong with a URL and the environment, as far as it can be known without making a folder or asking anybody.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn check(url: &Url, environment: &Environment) -> Result<(), Error> {
+        match place(url)? {
+            Place::Here(_) => Ok(()),
+            Place::Cloud(_) => Self::open(url, environment).map(drop),
         }
-        let clouds = [ObjectStoreScheme::AmazonS3, ObjectStoreScheme::GoogleCloudStorage, ObjectStoreScheme::MicrosoftAzure];
-        if !clouds.contains(&scheme) {
-            return Err(bad("results are kept below file://, s3://, gs:// or az://".to_owned()));
-        }
-        let (store, _) =
-            object_store::parse_url_opts(url, environment.iter().map(|(key, value)| (key.as_str(), value.as_str())))
-                .map_err(|error| bad(error.to_string()))?;
-        Ok(Objects { store: store.into(), base, url: shown, folder: None })
     }
 
     /// Any store of objects, for tests and simulations.

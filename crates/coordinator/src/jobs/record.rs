@@ -167,6 +167,20 @@ pub struct UnitResult {
     /// Bytes of the picture's file or of the answer.
     #[serde(default)]
     pub bytes: u64,
+    /// How an answer ended, and what it took.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Told>,
+}
+
+/// What is told of an answer beside its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// `stop` or `length`.
+    pub finish_reason: String,
+    /// Tokens of the prompt.
+    pub input_tokens: u64,
+    /// Tokens drawn.
+    pub output_tokens: u64,
 }
 
 impl UnitResult {

@@ -266,7 +266,15 @@ impl Work {
                 let mut error = failure.message().to_owned();
                 error.truncate(error.floor_char_boundary(REASON));
                 let (sha256, text) = (String::new(), None);
-                return Ok(UnitResult { succeeded: false, sha256, text, aside: false, error: Some(error), bytes: 0 });
+                return Ok(UnitResult {
+                    succeeded: false,
+                    sha256,
+                    text,
+                    aside: false,
+                    error: Some(error),
+                    bytes: 0,
+                    told: None,
+                });
             }
             tracing::info!(job = self.record.id, item = item.id, error = failure.message(), "a unit is tried again");
             tokio::time::sleep(pause).await;
@@ -285,11 +293,15 @@ impl Work {
         };
         let made = |sha256: String, text: Option<String>, bytes: usize| {
             let aside = text.as_ref().is_some_and(|text| text.len() > ASIDE);
-            UnitResult { succeeded: true, sha256, text, aside, error: None, bytes: bytes as u64 }
+            UnitResult { succeeded: true, sha256, text, aside, error: None, bytes: bytes as u64, told: None }
         };
         match &item.work {
             Some(job_item::Work::Paint(paint)) => {
-                let picture = engine.paint(tenant, item::painting(paint, index, header)).await?;
+                let init = match paint.init_image.is_empty() {
+                    true => None,
+                    false => Some(blobs::image(&self.shared.objects, tenant, &paint.init_image).await?),
+                };
+                let picture = engine.paint(tenant, item::painting(paint, init, index, header)).await?;
                 let sha256 = janus_wire::hello::hex(&picture.sha256);
                 let png = joined(tokio::task::spawn_blocking(move || encode_png(&picture)).await)?
                     .map_err(|reason| Error::Damaged { what: format!("a picture of item {}", item.id), reason })?;
@@ -299,16 +311,17 @@ impl Work {
             }
             Some(job_item::Work::Ask(ask)) => {
                 let mut images = Vec::new();
-                for digest in &ask.images {
+                for digest in item::blobs(item) {
                     images.push(blobs::image(&self.shared.objects, tenant, digest).await?);
                 }
-                let text = engine.answer(tenant, item::asking(ask, images, header)).await?;
+                let answer = engine.answer(tenant, item::asking(ask, images, header)).await?;
+                let (told, text) = (item::told(&answer), answer.text);
                 let (sha256, bytes) = (item::digest_of_text(&text), text.len());
                 if bytes > ASIDE {
                     let (name, data) = (aside(at), Bytes::from(text.clone()));
                     patiently("an answer", || self.folder.create(&name, data.clone())).await?;
                 }
-                Ok(made(sha256, Some(text), bytes))
+                Ok(UnitResult { told: Some(told), ..made(sha256, Some(text), bytes) })
             }
             None => Err(Error::Damaged { what: format!("item {}", item.id), reason: "it asks for nothing".to_owned() })?,
         }

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use janus_cluster::Txn;
 use janus_wire::status::{self, exhausted, invalid};
 use janus_wire::v1::jobs_server::{Jobs as JobsService, JobsServer};
-use janus_wire::v1::{self, JobHeader, JobItem, create_job_request, job_item};
+use janus_wire::v1::{self, JobHeader, JobItem, create_job_request};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -254,11 +254,7 @@ impl Shared {
                 return Err(invalid("part", "the first message alone is the header, all others carry items"));
             };
             for item in &items.items {
-                if let Some(job_item::Work::Ask(ask)) = &item.work
-                    && !ask.images.is_empty()
-                {
-                    self.check_blobs(tenant, item, ask, spool.total(), named).await?;
-                }
+                self.check_blobs(tenant, item, spool.total(), named).await?;
                 spool.push(item).await.map_err(|refusal| match refusal {
                     Refusal::Item(status) => status,
                     Refusal::Broken(error) => ours(error),
@@ -275,14 +271,13 @@ impl Shared {
         &'a self,
         tenant: &str,
         item: &JobItem,
-        ask: &v1::AskItem,
         number: u64,
         named: &mut Named<'a>,
     ) -> Result<(), Status> {
-        if named.hold.is_none() {
-            named.hold = Some(self.blobs.read().await);
-        }
-        for (at, digest) in ask.images.iter().enumerate() {
+        for (at, digest) in item::blobs(item).enumerate() {
+            if named.hold.is_none() {
+                named.hold = Some(self.blobs.read().await);
+            }
             let mut short = [0; 16];
             let Some(head) = digest.get(..16) else { continue };
             short.copy_from_slice(head);

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use janus_cluster::Txn;
-use janus_wire::v1::job_item;
 use tokio::time::{Instant, sleep_until};
 
 use super::blobs;
@@ -133,10 +132,8 @@ pub(super) async fn unnamed(shared: &Shared, now: u64) -> Result<(), Error> {
         let folder = shared.folder(&record.id);
         for segment in record.sealed..record.segments {
             for item in spool::read(&folder, segment).await? {
-                if let Some(job_item::Work::Ask(ask)) = item.work {
-                    for digest in &ask.images {
-                        candidates.remove(&blobs::name(&record.tenant, digest));
-                    }
+                for digest in item::blobs(&item) {
+                    candidates.remove(&blobs::name(&record.tenant, digest));
                 }
             }
         }

@@ -171,6 +171,14 @@ fn pieces(prompt: &Prompt, tenant: &str, pictures: &[Blob]) -> Vec<Piece> {
     pieces
 }
 
+/// Why an answer ended that no stop string did.
+pub(super) fn reason(finish: Finish) -> v1::FinishReason {
+    match finish {
+        Finish::EndOfSentence => v1::FinishReason::Stop,
+        Finish::Complete => v1::FinishReason::Length,
+    }
+}
+
 async fn follow(shared: Arc<Shared>, reader: Reader, stops: Vec<String>, out: Out) -> Result<(), Status> {
     let record = &reader.record;
     let tokenizer = &shared.model.tokenizer;
@@ -228,10 +236,7 @@ async fn follow(shared: Arc<Shared>, reader: Reader, stops: Vec<String>, out: Ou
                     break v1::FinishReason::Stop;
                 }
                 text.push_str(&stops.finish());
-                break match finish {
-                    Finish::EndOfSentence => v1::FinishReason::Stop,
-                    Finish::Complete => v1::FinishReason::Length,
-                };
+                break reason(finish);
             }
         }
         watch.changed().await.map_err(|_| Status::internal("the request's record is gone"))?;

@@ -1,7 +1,7 @@
 //! Units of jobs: the same way as a caller's request, without a caller. They are not written into the ledger, because
 //! the job is written down; their token logs are kept as everybody's.
 
-use crate::jobs::{Engine, Picture};
+use crate::jobs::{Answer, Engine, Picture};
 use crate::schedule::Finish;
 
 use super::stops::Stops;
@@ -71,7 +71,7 @@ impl Engine for Units {
         Ok(Picture { width: picture.width, height: picture.height, rgb: picture.rgb, sha256: paint::sha256_of_ids(&ids) })
     }
 
-    async fn answer(&self, tenant: &Arc<str>, request: v1::ChatRequest) -> Result<String, Status> {
+    async fn answer(&self, tenant: &Arc<str>, request: v1::ChatRequest) -> Result<Answer, Status> {
         let shared = &self.coordinator.0;
         shared.enter()?;
         let mut stops = Stops::new(request.stop.clone());
@@ -79,22 +79,28 @@ impl Engine for Units {
         shared.admit()?;
         shared.tenants.admit(tenant, 0, || 0)?;
         shared.understand(tenant, &work.pictures, work.home.home).await?;
-        let (ids, _) = self.draw(tenant, work).await?;
+        let prompt = work.record.prompt.len();
+        let (ids, finish) = self.draw(tenant, work).await?;
+        let answer = |text, finish_reason, drawn: usize| {
+            let usage = v1::Usage { input_tokens: prompt as u64, output_tokens: drawn as u64 };
+            Ok(Answer { text, finish_reason, usage })
+        };
         let broken = |error: janus_spec::Error| Status::internal(error.to_string());
         let tokenizer = &shared.model.tokenizer;
         let (mut decoder, mut text) = (tokenizer.stream_decoder(), String::new());
-        for id in ids {
-            let passed = stops.push(&decoder.push(tokenizer, id).map_err(broken)?.unwrap_or_default());
+        for (at, id) in ids.iter().enumerate() {
+            let passed = stops.push(&decoder.push(tokenizer, *id).map_err(broken)?.unwrap_or_default());
             text.push_str(&passed.text);
             if passed.stopped {
-                return Ok(text);
+                return answer(text, v1::FinishReason::Stop, at + 1);
             }
         }
         let passed = stops.push(&decoder.finish(tokenizer).map_err(broken)?);
         text.push_str(&passed.text);
-        if !passed.stopped {
-            text.push_str(&stops.finish());
+        if passed.stopped {
+            return answer(text, v1::FinishReason::Stop, ids.len());
         }
-        Ok(text)
+        text.push_str(&stops.finish());
+        answer(text, chat::reason(finish), ids.len())
     }
 }

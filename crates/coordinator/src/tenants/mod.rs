@@ -118,7 +118,9 @@ impl Tenants {
         let Some(value) = metadata.get("authorization") else {
             return match self.0.operator {
                 None => Ok(Caller { tenant: LOCAL.into(), operator: true }),
-                Some(_) => refused("this cluster needs an API key: authorization: Bearer KEY (--api-key, JANUS_API_KEY)"),
+                Some(_) => {
+                    refused("this cluster needs an API key: authorization: Bearer KEY (--api-key-file, JANUS_API_KEY)")
+                }
             };
         };
         let key = value.to_str().ok().and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);

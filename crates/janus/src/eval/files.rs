@@ -154,6 +154,7 @@ fn paint_by_job(
             seed: settings.seed.wrapping_add(first as u64),
             cfg_weight: settings.cfg_weight,
             temperature: Some(settings.temperature),
+            ..v1::PaintItem::default()
         };
         items.push(v1::JobItem { id: format!("{i} from {first}"), work: Some(job_item::Work::Paint(work)) });
     }

@@ -115,6 +115,7 @@ impl Items {
                 seed: line.seed.unwrap_or(0),
                 cfg_weight: line.cfg_weight,
                 temperature: line.temperature,
+                ..PaintItem::default()
             }),
             (None, question) => job_item::Work::Ask(AskItem {
                 question: question.clone().unwrap_or_default(),

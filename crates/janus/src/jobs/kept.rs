@@ -30,6 +30,17 @@ impl KeepJobs {
         Ok(Some((objects.map_err(|error| Failure::mistake(format!("--jobs {error}")))?, options)))
     }
 
+    /// What is wrong with the flags, without a folder that is made.
+    ///
+    /// # Errors
+    /// URLs that jobs cannot be kept at.
+    pub(crate) fn check(&self) -> Outcome {
+        match &self.jobs {
+            Some(url) => Objects::check(url, &environment()).map_err(|error| Failure::mistake(format!("--jobs {error}"))),
+            None => self.open().map(drop),
+        }
+    }
+
     fn options(&self, outputs: Vec<Url>) -> Options {
         Options {
             window: self.jobs_window,
