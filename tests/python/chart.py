@@ -9,9 +9,11 @@ import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import unittest
 from pathlib import Path
 
@@ -28,7 +30,7 @@ VERSIONS = ["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 FOREIGN = {
     "cert-manager.io/v1": {"Issuer", "Certificate"},
     "monitoring.coreos.com/v1": {"ServiceMonitor", "PrometheusRule"},
-    "gateway.networking.k8s.io/v1": {"HTTPRoute", "GRPCRoute"},
+    "gateway.networking.k8s.io/v1": {"HTTPRoute", "GRPCRoute", "BackendTLSPolicy"},
 }
 ROLES = {"coordinator", "stage", "encoder", "decoder", "gateway"}
 
@@ -45,9 +47,9 @@ def merged(base, change):
     return result
 
 
-def render(values, chart=CHART):
+def render(values, chart=CHART, name="demo"):
     with helm.Chart.load(chart) as loaded:
-        files = loaded.render(values, name="demo", namespace="paint")
+        files = loaded.render(values, name=name, namespace="paint")
     objects = []
     for name, text in files.items():
         if not name.endswith(".txt"):
@@ -64,6 +66,18 @@ def fails(values):
     except helm.HelmError as error:
         return str(error)
     return None
+
+
+def render_beside(secrets, values):
+    """As in a namespace that has these Secrets, {name: keys}; `render` knows of none."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(CHART, folder, dirs_exist_ok=True)
+        helpers = Path(folder) / "templates/_helpers.tpl"
+        asks = 'lookup "v1" "Secret" .root.Release.Namespace .name'
+        assert asks in helpers.read_text()
+        known = json.dumps({name: {"data": dict.fromkeys(keys, "")} for name, keys in secrets.items()})
+        helpers.write_text(helpers.read_text().replace(asks, f"get (fromJson `{known}`) .name"))
+        return render(values, folder)
 
 
 def of(objects, kind):
@@ -136,6 +150,23 @@ class EveryValuesFile(unittest.TestCase):
             self.assertEqual(sorted(set(names)), sorted(names))
             self.assertTrue(all(len(o["metadata"]["name"]) <= 63 for o in objects))
 
+    def test_long_names_are_cut_and_stay_apart(self):
+        pools = [{"name": "p" * 19 + end, "replicas": 2} for end in "ab"]
+        for change in ({}, {"tls": {"mode": "certManager"}}):
+            objects = render(merged({"pools": pools}, change), name="r" * 53)
+            names = [name_of(o) for o in objects]
+            self.assertEqual(sorted(set(names)), sorted(names))
+            self.assertTrue(all(len(o["metadata"]["name"]) <= 63 for o in objects))
+            sets = of(objects, "StatefulSet")
+            # With `-` and the hash of a revision it is a label.
+            self.assertTrue(all(len(o["metadata"]["name"]) <= 52 for o in sets))
+            stages = {o["metadata"]["name"] for o in sets if role(o) == "stage"}
+            for kind in ("Service", "PodDisruptionBudget"):
+                self.assertLessEqual(stages, {o["metadata"]["name"] for o in of(objects, kind)})
+            for o in of(objects, "Certificate"):
+                if role(o) == "stage":
+                    self.assertLessEqual({f"*.{name}.paint.svc" for name in stages}, set(o["spec"]["dnsNames"]))
+
     def test_pods_are_restricted(self):
         for _, objects in self.each():
             for owner, template in pod_specs(objects):
@@ -180,8 +211,27 @@ class EveryValuesFile(unittest.TestCase):
                     continue
                 container = template["spec"]["containers"][0]
                 pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-                grace = int(flags(container).get("grace", 60))
+                grace = int(flags(container)["grace"])
                 self.assertGreater(template["spec"]["terminationGracePeriodSeconds"], pause + grace, name_of(owner))
+
+    def test_the_longest_picture_is_that_of_the_model(self):
+        rows = (ROOT / "docs/sizing.md").read_text().splitlines()
+        alone = {}
+        for model, _, _, seconds in (row.split("|")[1:5] for row in rows if row.startswith("| Janus-Pro")):
+            if seconds.strip().endswith(" s"):
+                preset = model.strip().lower()
+                alone[preset] = max(alone.get(preset, 0), float(seconds.strip()[:-2]))
+        self.assertEqual(set(alone), {"janus-pro-1b", "janus-pro-7b"})
+        for preset, seconds in {**alone, "shapes": 1}.items():
+            model = {"preset": preset} if preset == "shapes" else on_claim(preset)
+            for said in (0, 500):
+                objects = render({"model": model, "drain": {"longestPictureSeconds": said}, **ROUTED})
+                graces = {int(flags(t["spec"]["containers"][0])["grace"]) for o, t in pod_specs(objects) if role(o) in ROLES}
+                (grace,) = graces
+                self.assertEqual(grace, said or (300 if preset == "janus-pro-7b" else 120))
+                self.assertGreater(grace, 1.5 * seconds)
+                (route,) = of(objects, "HTTPRoute")
+                self.assertGreater(int(route["spec"]["rules"][0]["timeouts"]["request"][:-1]), grace)
 
     def test_budgets_exist_where_there_is_more_than_one(self):
         for _, objects in self.each():
@@ -237,6 +287,14 @@ class EveryValuesFile(unittest.TestCase):
                 for port in service["spec"]["ports"]:
                     self.assertTrue(any(port["targetPort"] in ports for ports in chosen), name_of(service))
 
+    def test_a_service_says_what_its_port_speaks(self):
+        for name, objects in self.each():
+            plain = values(name).get("tls", {}).get("mode") == "none"
+            spoken = {p["name"]: p.get("appProtocol") for o in of(objects, "Service") if role(o) != "etcd"
+                      for p in o["spec"]["ports"] if p["name"] in ("grpc", "http")}
+            self.assertEqual(spoken.pop("grpc"), "kubernetes.io/h2c" if plain else None, name)
+            self.assertIn(spoken.get("http", "http"), ["http"] if plain else ["http", "https"] if not spoken else ["https"], name)
+
     def test_every_role_speaks_mutual_tls_or_says_that_it_does_not(self):
         for name, objects in self.each():
             mode = values(name).get("tls", {}).get("mode", "job")
@@ -254,6 +312,14 @@ class EveryValuesFile(unittest.TestCase):
                 self.assertEqual((mounts["tls"]["mountPath"], mounts["tls"]["readOnly"]), ("/etc/janus/tls", True), where)
                 if role(owner) == "etcd":
                     self.assertEqual((said["client-cert-auth"], said["peer-client-cert-auth"]), ("true", "true"))
+                    given = certificate_names(objects)
+                    self.assertEqual(bool(given), mode != "existing", where)
+                    for flag, bearers in (("client", {"coordinator", "stage", "encoder", "decoder", "etcd"}), ("peer", {"etcd"})):
+                        if given:
+                            asked = said[f"{flag}-cert-allowed-hostname"]
+                            self.assertEqual({bearer for bearer, names in given.items() if asked in names}, bearers, where)
+                        else:
+                            self.assertNotIn(f"{flag}-cert-allowed-hostname", said, where)
                 else:
                     files = {key: said[f"tls-{key}"] for key in ("ca", "cert", "key")}
                     self.assertEqual(files, {"ca": "/etc/janus/tls/ca.crt", "cert": "/etc/janus/tls/tls.crt", "key": "/etc/janus/tls/tls.key"})
@@ -295,8 +361,13 @@ class EveryValuesFile(unittest.TestCase):
                         self.assertRegex(o["spec"]["uris"][0], rf"^janus://[^/]+/{role(o)}/")
             elif mode == "job":
                 (job,) = of(objects, "Job")
+                self.assertEqual(job["metadata"]["annotations"]["helm.sh/hook"], "pre-install,pre-upgrade")
                 made = {c["args"][3] for c in job["spec"]["template"]["spec"]["containers"]}
                 self.assertEqual(wanted, made)
+                # The authority is kept before anything that it signed.
+                last = job["spec"]["template"]["spec"]["initContainers"][-1]["args"]
+                self.assertEqual(last[:3], ["create", "secret", "generic"])
+                self.assertTrue(last[3].endswith("-ca") and "--from-file=tls.key=/certificates/ca.key" in last, last)
             elif mode == "none":
                 self.assertEqual(wanted, set())
 
@@ -320,6 +391,80 @@ class EveryValuesFile(unittest.TestCase):
             sums = [{name_of(o): t["metadata"]["annotations"]["checksum/config"] for o, t in pod_specs(rendered)
                      if role(o) in ROLES - {"gateway"}} for rendered in (objects, changed)]
             self.assertTrue(all(sums[0][key] != sums[1][key] for key in sums[0]), sums)
+
+
+def on_claim(preset, **more):
+    """The values of a model that is on a claim."""
+    return {"preset": preset, "source": "pvc", "digest": "1" * 64, "pvc": {"claimName": "m"}, **more}
+
+
+ROUTED = {"gatewayApi": {"enabled": True, "parentRefs": [{"name": "public"}], "grpcHostnames": ["grpc.example.org"]}}
+
+
+def certificate_names(objects):
+    """{role: names in its certificate}"""
+    names = {role(o): o["spec"]["dnsNames"] for o in of(objects, "Certificate") if role(o)}
+    for job in of(objects, "Job"):
+        for container in job["spec"]["template"]["spec"]["initContainers"]:
+            if container["args"][0] == "certs":
+                names[flags(container)["name"]] = flags(container)["host"].split(",")
+    return names
+
+
+class Certificates(unittest.TestCase):
+    """What the Job makes, beside what it made before."""
+
+    ROLES = {"coordinator", "stage", "encoder", "decoder", "gateway", "client", "etcd"}
+
+    def made(self, secrets, kept=(), change={}):
+        keys = ["ca.crt", "tls.crt", "tls.key"]
+        known = {f"demo-janus-tls-{name}": keys for name in secrets}
+        if kept:
+            known["demo-janus-tls-ca"] = [*keys, *kept]
+        objects = render_beside(known, change)
+        (etcd,) = [o for o in of(objects, "StatefulSet") if role(o) == "etcd"]
+        jobs = of(objects, "Job")
+        self.assertEqual(len([o for o in objects if o["metadata"]["name"].endswith("-certificates")]), 4 * len(jobs))
+        return jobs[0]["spec"]["template"]["spec"] if jobs else None, flags(etcd["spec"]["template"]["spec"]["containers"][0])
+
+    def test_only_those_that_are_missing_are_made_and_by_the_authority_that_is_there(self):
+        spec, etcd = self.made(self.ROLES - {"gateway"}, kept=["etcd-client"])
+        self.assertEqual([c["args"][0] for c in spec["initContainers"]], ["certs"])
+        self.assertEqual([c["args"][3] for c in spec["containers"]], ["demo-janus-tls-gateway"])
+        mounted = [{m["mountPath"]: (m["name"], m.get("subPath")) for m in c["volumeMounts"]} for c in containers({"spec": spec})]
+        self.assertEqual(mounted[0]["/certificates/ca.pem"], ("authority", "ca.crt"))
+        self.assertEqual(mounted[0]["/certificates/ca.key"], ("authority", "tls.key"))
+        # Whoever writes to the API sees no key of an authority.
+        self.assertEqual(mounted[1]["/authority/ca.crt"], ("authority", "ca.crt"))
+        self.assertEqual(len([m for m in mounted[1].values() if m[0] == "authority"]), 1)
+        self.assertIn("--from-file=ca.crt=/authority/ca.crt", spec["containers"][0]["args"])
+        self.assertEqual([v["secret"]["secretName"] for v in spec["volumes"] if v["name"] == "authority"], ["demo-janus-tls-ca"])
+        self.assertIn("client-cert-allowed-hostname", etcd)
+
+    def test_there_is_no_job_where_nothing_is_missing(self):
+        spec, etcd = self.made(self.ROLES, kept=["etcd-client"])
+        self.assertIsNone(spec)
+        self.assertIn("client-cert-allowed-hostname", etcd)
+
+    def test_certificates_of_yours_stay_and_open_etcd(self):
+        spec, etcd = self.made(self.ROLES)
+        self.assertIsNone(spec)
+        self.assertNotIn("client-cert-allowed-hostname", etcd)
+        with self.assertRaisesRegex(helm.HelmError, "of gateway are missing.*delete the Secrets"):
+            self.made(self.ROLES - {"gateway"})
+        spec, etcd = self.made(self.ROLES - {"gateway"}, kept=["other"])
+        self.assertEqual([c["args"][3] for c in spec["containers"]], ["demo-janus-tls-gateway"])
+        self.assertNotIn("client-cert-allowed-hostname", etcd)
+
+    def test_the_program_goes_on_with_an_authority_that_it_is_shown(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("coordinator", "stage"):
+                command = [os.environ["JANUS"], "certs", f"--out={folder}", "--cluster=c", f"--role={name}", f"--name={name}"]
+                subprocess.run(command, check=True, capture_output=True, timeout=60)
+                # As a Secret is mounted: nobody may write.
+                os.chmod(f"{folder}/ca.pem", 0o440)
+                os.chmod(f"{folder}/ca.key", 0o440)
+            self.assertEqual(len(list(Path(folder).iterdir())), 6)
 
 
 class Edges(unittest.TestCase):
@@ -365,6 +510,40 @@ class Edges(unittest.TestCase):
         self.assertFalse([e for e in self.reached(objects) if "etcd" in e])
         policy = next(o for o in of(objects, "NetworkPolicy") if o["metadata"]["name"] == "demo-janus-stage")
         self.assertIn([{"port": 2379, "protocol": "TCP"}] * 2, [rule["ports"] for rule in policy["spec"]["egress"]])
+
+    def callers(self, change):
+        """Who may call the gateway and the coordinators, beside the chart's own pods; None is everybody."""
+        found = {}
+        for o in of(render(change), "NetworkPolicy"):
+            name = o["metadata"]["name"].removeprefix("demo-janus-")
+            if name in ("gateway", "coordinator"):
+                found[name] = o["spec"]["ingress"][-1].get("from")
+        return found["gateway"], found["coordinator"]
+
+    def test_whoever_leads_callers_here_is_let_in(self):
+        here, anywhere = [{"podSelector": {}}], [{"namespaceSelector": {}}]
+        self.assertEqual(self.callers({}), (here, here))
+        ingress = {"enabled": True, "host": "a.example.org"}
+        self.assertEqual(self.callers({"ingress": ingress}), (anywhere, here))
+        self.assertEqual(self.callers({"ingress": {**ingress, "grpc": {"host": "b.example.org"}}}), (anywhere, anywhere))
+        self.assertEqual(self.callers(ROUTED), (anywhere, anywhere))
+        self.assertEqual(self.callers(merged(ROUTED, {"gatewayApi": {"grpcHostnames": []}})), (anywhere, here))
+        self.assertEqual(self.callers({"gateway": {"service": {"type": "LoadBalancer"}}}), (None, here))
+        named = [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+        self.assertEqual(self.callers(merged(ROUTED, {"networkPolicy": {"clients": named}})), (named, named))
+
+    def test_a_hub_and_an_object_store_are_reached_by_their_ports(self):
+        def out(objects, name):
+            (policy,) = [o for o in of(objects, "NetworkPolicy") if o["metadata"]["name"] == f"demo-janus-{name}"]
+            return [int(p["port"]) for rule in policy["spec"]["egress"] if "to" not in rule for p in rule["ports"]]
+
+        for url, port in (("", 443), ("https://hub.example.org", 443), ("http://hub/x:1", 80), ("http://hub:8080/a", 8080)):
+            model = {"preset": "janus-pro-1b", "source": "pull", "digest": "1" * 64}
+            model["pull"] = {"repository": "a/b", "endpoint": url}
+            self.assertEqual(out(render({"model": model}), "stage"), [port], url)
+            for name in ("AWS_ENDPOINT_URL", "aws_endpoint", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL"):
+                coordinator = {"jobs": {"url": "s3://a/b"}, "extraEnv": [{"name": name, "value": url}]}
+                self.assertEqual(out(render({"coordinator": coordinator}), "coordinator"), [port], f"{name}={url}")
 
     def test_only_clients_that_were_named_reach_the_doors(self):
         for o in of(render(values("large")), "NetworkPolicy"):
@@ -428,6 +607,14 @@ class Mistakes(unittest.TestCase):
             ({"pools": [{"name": "a", "replicas": 1}, {"name": "a", "replicas": 2}]}, ["pools", "called a"]),
             ({"ingress": {"enabled": True}}, ["ingress.host"]),
             ({"gatewayApi": {"enabled": True}}, ["gatewayApi.parentRefs"]),
+            ({"encoder": {"autoscaling": {"enabled": True, "minReplicas": 9}}}, ["encoder", "minReplicas", "maxReplicas"]),
+            ({"gateway": {"autoscaling": {"enabled": True, "maxReplicas": 1}}}, ["gateway", "minReplicas", "maxReplicas"]),
+            ({"poolDefaults": {"autoscaling": {"enabled": True, "minReplicas": 9}}}, ["pools (main)", "minReplicas"]),
+            ({"decoder": {"autoscaling": {"enabled": True}}, "metrics": {"port": 0}}, ["decoder", "metrics.port"]),
+            ({"metrics": {"port": 7070}}, ["metrics.port", "7070"]),
+            ({"metrics": {"port": 8080}}, ["metrics.port", "8080"]),
+            ({"coordinator": {"stages": 3}}, ["coordinator.stages is 3", "no more than 2"]),
+            ({"coordinator": {"stages": 2, "pipelines": 2}}, ["coordinator.stages is 2", "takes 4"]),
         ]:
             said = fails(change)
             self.assertTrue(said and all(word in said for word in words), f"{change}: {said}")
@@ -450,6 +637,27 @@ class Choices(unittest.TestCase):
         self.assertEqual(east["Object"]["object"]["metric"]["name"], "janus_queue_row_steps")
         self.assertEqual(scalers["demo-janus-stage-east"]["spec"]["scaleTargetRef"]["kind"], "StatefulSet")
 
+    def test_what_is_scaled_by_is_what_is_scraped_and_what_the_adapter_is_told(self):
+        rules = re.search(r"\n    rules:\n(?:    .*\n|\n)+", (ROOT / "docs/install.md").read_text())[0]
+        rules = yaml.safe_load(textwrap.dedent(rules))["rules"]["custom"]
+        told = {re.match(r"[a-z_]+", rule["seriesQuery"])[0]: set(rule["resources"]["overrides"]) for rule in rules}
+        for change in (values("large"), {"pools": [{"name": "a", "replicas": 2, "autoscaling": {"enabled": True}}]}):
+            objects = render(change)
+            services = {o["metadata"]["name"]: o for o in of(objects, "Service")}
+            for o in of(objects, "HorizontalPodAutoscaler"):
+                for metric in o["spec"]["metrics"]:
+                    if metric["type"] == "Pods":
+                        self.assertIn("pod", told[metric["pods"]["metric"]["name"]])
+                    if metric["type"] == "Object":
+                        self.assertIn("service", told[metric["object"]["metric"]["name"]])
+                        described = services[metric["object"]["describedObject"]["name"]]
+                        # Series carry the name of the Service by which they are scraped.
+                        for monitor in of(objects, "ServiceMonitor"):
+                            chosen = monitor["spec"]["selector"]["matchLabels"].items()
+                            scraped = [s for s in services.values() if chosen <= s["metadata"]["labels"].items()]
+                            self.assertEqual(scraped, [described])
+        self.assertEqual(len(told), 4)
+
     def test_gpus_are_asked_for_where_there_are_some(self):
         for o in of(render(values("gpu")), "StatefulSet"):
             if role(o) == "stage":
@@ -471,6 +679,15 @@ class Choices(unittest.TestCase):
             for rule in route["spec"]["rules"]:
                 for backend in rule["backendRefs"]:
                     self.assertIn(int(backend["port"]), services[backend["name"]])
+        policies = {o["metadata"]["name"]: o["spec"] for o in of(objects, "BackendTLSPolicy")}
+        self.assertEqual(set(policies), {"demo-janus-gateway", "demo-janus-coordinator"})
+        for name, policy in policies.items():
+            self.assertEqual([target["name"] for target in policy["targetRefs"]], [name])
+            bearer = name.removeprefix("demo-janus-")
+            self.assertIn(policy["validation"]["hostname"], certificate_names(objects)[bearer])
+            self.assertEqual([ref["name"] for ref in policy["validation"]["caCertificateRefs"]], [f"demo-janus-tls-{bearer}"])
+        for change in ({"gatewayApi": {"backendTLSPolicy": False}}, {"tls": {"mode": "none"}}):
+            self.assertEqual(of(render(merged(values("large"), change)), "BackendTLSPolicy"), [])
         self.assertEqual(len(of(objects, "Ingress")), 2)
         for o in of(objects, "Ingress"):
             self.assertIn(o["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["name"], services)
@@ -480,14 +697,44 @@ class Choices(unittest.TestCase):
             for weights in ("bf16", "q8", "q4", "f32"):
                 for stages in (1, 2, 4):
                     model = {"preset": preset, "weights": weights, "kv": "bf16", "digest": "1" * 64, "pvc": {"claimName": "m"}, **source}
-                    objects = render({"model": model, "pools": [{"name": "a", "replicas": stages}]})
-                    (pool,) = [o for o in of(objects, "StatefulSet") if role(o) == "stage"]
-                    container = pool["spec"]["template"]["spec"]["containers"][0]
-                    asked = mebibytes(container["resources"]["requests"]["memory"])
-                    needed = planned(preset, weights, stages, 16384)
-                    self.assertGreater(asked, needed, (preset, weights, stages))
-                    self.assertLess(asked, 1.6 * needed + 600, (preset, weights, stages))
-                    self.assertEqual(flags(container)["memory"], container["resources"]["requests"]["memory"] + "B")
+                    for spare in (True, False):
+                        here = (preset, weights, stages, spare)
+                        drain = {"spareMemory": spare}
+                        container = stage({"model": model, "drain": drain, "pools": [{"name": "a", "replicas": stages}]})
+                        asked = mebibytes(container["resources"]["requests"]["memory"])
+                        # One that goes can hand over: the others hold all layers.
+                        left = max(stages - 1, 1) if spare else stages
+                        needed = planned(preset, weights, left, 16384)
+                        self.assertGreater(asked, needed, here)
+                        self.assertLess(asked, 1.6 * needed + 600, here)
+                        self.assertEqual(flags(container)["memory"], container["resources"]["requests"]["memory"] + "B")
+                        planned(preset, weights, left, 16384, memory=flags(container)["memory"])
+
+    def test_memory_goes_by_how_few_may_hold_a_pipeline(self):
+        model = on_claim("janus-pro-1b")
+
+        def memory(replicas, **more):
+            pool = {"name": "a", "replicas": replicas, **more.pop("pool", {})}
+            return stage({"model": model, "pools": [pool], **more})["resources"]
+
+        scaled = {"autoscaling": {"enabled": True, "minReplicas": 3}}
+        self.assertEqual(memory(8, pool=scaled), memory(3))
+        self.assertEqual(memory(1), memory(2))
+        self.assertEqual(memory(6, coordinator={"pipelines": 2}), memory(3))
+        self.assertEqual(memory(6, coordinator={"stages": 2}), memory(3))
+        self.assertEqual(memory(2, coordinator={"stages": 2}), memory(2))
+        self.assertLess(mebibytes(memory(4)["limits"]["memory"]), mebibytes(memory(3)["limits"]["memory"]))
+
+    def test_a_memory_that_passes_is_one_that_the_worker_takes(self):
+        for quantity in ("16G", "16Gi", "0.5Gi", "1.5G", "512Mi", "512M", "65536Ki", "2000000000"):
+            container = stage({"pools": [{"name": "a", "replicas": 2, "memory": quantity}]})
+            self.assertEqual(container["resources"]["limits"]["memory"], quantity)
+            command = [os.environ["JANUS"], "config", "check", "--", "worker", "--name=s", "--role=stage"]
+            subprocess.run([*command, f"--memory={flags(container)['memory']}"], check=True, capture_output=True, timeout=60)
+        for quantity in ("16GiB", "16T", "16Ti", "16k", "500m", "0", "0Gi", "0.0Gi", "G"):
+            for change in ({"pools": [{"name": "a", "replicas": 2, "memory": quantity}]}, {"poolDefaults": {"memory": quantity}}):
+                said = fails(change)
+                self.assertTrue(said and "memory" in said, f"{change}: {said}")
 
     def test_the_test_pod_expects_the_picture_of_the_built_in_model(self):
         (pod,) = of(render({}), "Pod")
@@ -498,9 +745,15 @@ class Choices(unittest.TestCase):
         self.assertEqual(painted["images"][0]["sha256"], expected)
 
 
-def planned(preset, weights, stages, positions):
-    """Mebibytes of the largest stage, as `janus plan` counts them."""
-    nodes = "".join(f"  - {{id: n{i}, memory: 400GiB, read_gb_s: 40, gflops: 900}}\n" for i in range(stages))
+def stage(values):
+    """The container of the one pool's pods."""
+    (pool,) = [o for o in of(render(values), "StatefulSet") if role(o) == "stage"]
+    return pool["spec"]["template"]["spec"]["containers"][0]
+
+
+def planned(preset, weights, stages, positions, memory="400GiB"):
+    """Mebibytes of the largest stage, as `janus plan` counts them; fails if there is no plan."""
+    nodes = "".join(f"  - {{id: n{i}, memory: {memory}, read_gb_s: 40, gflops: 900}}\n" for i in range(stages))
     text = f"model: {preset}\nweights: {weights}\nkv: bf16\nstages: {stages}\nkv_positions: {positions}\nnodes:\n{nodes}"
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(text)

@@ -75,7 +75,8 @@ class Pod:
                 os.chown(source, 65532, 65532)
                 flags += ["-v", f"{source}:{mount['mountPath']}"]
             elif "secret" in volume:
-                flags += ["-v", f"{self.cluster.secret(volume['secret']['secretName'])}:{mount['mountPath']}:ro"]
+                source = self.cluster.secret(volume["secret"]["secretName"]) / mount.get("subPath", "")
+                flags += ["-v", f"{source}:{mount['mountPath']}:ro"]
             elif volume["name"] == "tmp":
                 flags += ["--tmpfs", f"{mount['mountPath']}:mode=1777,uid=65532,gid=65532"]
             else:  # shared by the pod's containers
@@ -240,21 +241,34 @@ class Cluster:
     def workloads(self, *roles):
         return [o for o in self.objects if o["kind"] in ("Deployment", "StatefulSet") and chart.role(o) in roles]
 
-    def certificates(self):
-        """The pre-install hook: its init containers run, and what kubectl would have made of its arguments is made."""
-        (job,) = chart.of(self.objects, "Job")
+    def certificates(self, objects, name):
+        """The hook: its init containers run, and what kubectl would have made of its arguments is made."""
+        (job,) = chart.of(objects, "Job")
         template = job["spec"]["template"]
-        pod = Pod(self, "certificates", template)
+        pod = Pod(self, name, template)
+        kubectl = [c for c in chart.containers(template) if c["args"][0] == "create"]
         for container in template["spec"]["initContainers"]:
-            pod.once(container)
-        for container in template["spec"]["containers"]:
+            if container not in kubectl:
+                pod.once(container)
+        for container in kubectl:
             assert container["args"][:3] == ["create", "secret", "generic"]
-            (mount,) = container["volumeMounts"]
-            shared = self.folder / "shared" / f"certificates-{mount['name']}"
             for argument in container["args"][4:]:
                 if match := re.fullmatch(r"--from-file=([^=]+)=(.+)", argument):
-                    source = shared / Path(match[2]).relative_to(mount["mountPath"])
-                    self.put(container["args"][3], match[1], source.read_bytes())
+                    self.put(container["args"][3], match[1], self.seen(pod, container, match[2]).read_bytes())
+                if match := re.fullmatch(r"--from-literal=([^=]+)=(.+)", argument):
+                    self.put(container["args"][3], match[1], match[2].encode())
+
+    def seen(self, pod, container, path):
+        """What a container of the hook sees at a path."""
+        (mount,) = [m for m in container["volumeMounts"] if Path(path).is_relative_to(m["mountPath"])]
+        (volume,) = [v for v in pod.spec["volumes"] if v["name"] == mount["name"]]
+        if "secret" in volume:
+            return self.secret(volume["secret"]["secretName"]) / mount["subPath"]
+        return self.folder / "shared" / f"{pod.name}-{mount['name']}" / Path(path).relative_to(mount["mountPath"])
+
+    def known(self):
+        """The Secrets that there are, and their keys."""
+        return {folder.name: [file.name for file in folder.iterdir()] for folder in (self.folder / "secrets").iterdir()}
 
     def names(self, workload):
         name, replicas = workload["metadata"]["name"], workload["spec"].get("replicas", 1)
@@ -389,8 +403,12 @@ def main():
 def promises(cluster):
     engine = cluster.engine
     cluster.secrets()
-    cluster.certificates()
-    step("the Job made certificates")
+    cluster.certificates(cluster.objects, "certificates")
+    authority, lost = (cluster.secret(f"demo-janus-tls-{name}") for name in ("ca", "gateway"))
+    shutil.rmtree(lost)
+    cluster.certificates(chart.render_beside(cluster.known(), VALUES), "certificates-again")
+    assert (lost / "ca.crt").read_bytes() == (authority / "ca.crt").read_bytes()
+    step("the Job made certificates, and one that was lost again, by the same authority")
 
     pods = cluster.start("etcd")
     pods += cluster.start("coordinator", "stage", "encoder", "decoder", "gateway")

@@ -31,6 +31,34 @@
 {{- if has .name $names }}{{ fail (printf "pools: two are called %s" .name) }}{{ end }}
 {{- $names = append $names .name }}
 {{- end }}
+{{- $most := 0 }}
+{{- range $pool := (include "janus.pools" . | fromJson).pools }}
+{{- $scaling := $pool.autoscaling }}
+{{- $most = add $most (ternary $scaling.maxReplicas $pool.replicas $scaling.enabled) }}
+{{- include "janus.checkScaling" (dict "root" $ "name" (printf "pools (%s)" $pool.name) "scaling" $scaling) }}
+{{- end }}
+{{- range $role := list "encoder" "decoder" "gateway" }}
+{{- include "janus.checkScaling" (dict "root" $ "name" $role "scaling" (get $.Values $role).autoscaling) }}
+{{- end }}
+{{- $pipelines := int64 (include "janus.pipelines" .) }}
+{{- $needed := mul $pipelines (int64 .Values.coordinator.stages) }}
+{{- if gt $needed $most }}
+{{- fail (printf "coordinator.stages is %v and there are %v pipelines, which takes %v stage pods, and the pools have no more than %v" .Values.coordinator.stages $pipelines $needed $most) }}
+{{- end }}
+{{- if has (toString .Values.metrics.port) (list (include "janus.port.grpc" .) (include "janus.port.health" .) (include "janus.port.http" .)) }}
+{{- fail (printf "metrics.port is %v, which another port of the pods has already" .Values.metrics.port) }}
+{{- end }}
 {{- if and .Values.ingress.enabled (not .Values.ingress.host) }}{{ fail "ingress.host is empty, and ingress.enabled is true" }}{{ end }}
 {{- if and .Values.gatewayApi.enabled (not .Values.gatewayApi.parentRefs) }}{{ fail "gatewayApi.parentRefs is empty, and gatewayApi.enabled is true" }}{{ end }}
+{{- end }}
+
+{{- define "janus.checkScaling" -}}
+{{- if .scaling.enabled }}
+{{- if gt (int64 .scaling.minReplicas) (int64 .scaling.maxReplicas) }}
+{{- fail (printf "%s: autoscaling.minReplicas is %v and more than autoscaling.maxReplicas, %v" .name .scaling.minReplicas .scaling.maxReplicas) }}
+{{- end }}
+{{- if and .scaling.targetBusyPercent (not .root.Values.metrics.port) }}
+{{- fail (printf "%s: autoscaling goes by metrics, and metrics.port is 0" .name) }}
+{{- end }}
+{{- end }}
 {{- end }}

@@ -62,13 +62,26 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- dict "pools" $pools | toJson }}
 {{- end }}
 
+{{/*
+A pool's StatefulSet. Kubernetes puts eleven more letters into a label of its pods, which may have 63; what is longer ends in a
+hash of the whole.
+*/}}
+{{- define "janus.stageName" -}}
+{{- $name := printf "%s-stage-%s" (include "janus.fullname" .root) .pool }}
+{{- if gt (len $name) 52 }}
+{{- $name = printf "%s-%s" ($name | trunc 43 | trimSuffix "-") (sha256sum $name | trunc 8) }}
+{{- end }}
+{{- $name }}
+{{- end }}
+
 {{- define "janus.pipelines" -}}
 {{- if .Values.coordinator.pipelines }}{{ .Values.coordinator.pipelines }}{{ else }}{{ len .Values.pools }}{{ end }}
 {{- end }}
 
 {{/*
 Mebibytes that a stage of the pool needs for layers and KV, as the planner counts them: with a tenth more for a cut that is
-not even, and half a gibibyte (64 MiB for the small model) for everything else.
+not even, and half a gibibyte (64 MiB for the small model) for everything else. All layers fit on one node less than a pipeline
+of the pool has, so that each can hand its layers over before it goes.
 */}}
 {{- define "janus.stageMemoryMi" -}}
 {{- $sizes := include "janus.sizes" .root | fromYaml }}
@@ -76,8 +89,13 @@ not even, and half a gibibyte (64 MiB for the small model) for everything else.
 {{- $weights := get $sizes.weights $format }}
 {{- $kv := int64 (get $sizes.kv .root.Values.model.kv) }}
 {{- $layers := int64 $sizes.layers }}
-{{- $stages := int64 .pool.replicas }}
-{{- if .root.Values.coordinator.stages }}{{ $stages = int64 .root.Values.coordinator.stages }}{{ end }}
+{{- $pipelines := int64 (include "janus.pipelines" .root) }}
+{{- $pools := len .root.Values.pools }}
+{{- $each := div (sub (add $pipelines $pools) 1) $pools }}
+{{- $stages := div (int64 (include "janus.leastReplicas" .pool)) $each }}
+{{- if .root.Values.drain.spareMemory }}{{ $stages = sub $stages 1 }}{{ end }}
+{{- with .root.Values.coordinator.stages }}{{ $stages = min $stages (int64 .) }}{{ end }}
+{{- $stages = max 1 $stages }}
 {{- $share := div (sub (add $layers $stages) 1) $stages }}
 {{- $perLayer := add (int64 $weights.layer) (mul $kv (int64 .root.Values.coordinator.kvPositions)) }}
 {{- $bytes := add (mul $share $perLayer) (int64 $weights.embeddings) (int64 $weights.heads) }}
@@ -85,13 +103,18 @@ not even, and half a gibibyte (64 MiB for the small model) for everything else.
 {{- add (div (div (mul $bytes 11) 10) 1048576) $rest }}
 {{- end }}
 
+{{/* How few pods of a role or pool there may be. */}}
+{{- define "janus.leastReplicas" -}}
+{{- ternary .autoscaling.minReplicas .replicas .autoscaling.enabled }}
+{{- end }}
+
 {{- define "janus.stageMemory" -}}
 {{- default (printf "%sMi" (include "janus.stageMemoryMi" .)) .pool.memory }}
 {{- end }}
 
-{{/* The same, in the units of `--memory`. */}}
+{{/* The same, in the units of `--memory`; the schema lets in no other. */}}
 {{- define "janus.memoryFlag" -}}
-{{- . | replace "Gi" "GiB" | replace "Mi" "MiB" | replace "Ki" "KiB" }}
+{{- regexReplaceAll "(Ki|Mi|Gi|M|G)$" . "${1}B" }}
 {{- end }}
 
 {{/* Seconds until a pod has read its weights: ten, and one for each 50 MB of the checkpoint (read, hashed, repacked). */}}
@@ -105,9 +128,15 @@ not even, and half a gibibyte (64 MiB for the small model) for everything else.
 {{- end }}
 {{- end }}
 
+{{/* What is under way at SIGTERM may take so long. */}}
+{{- define "janus.longestPicture" -}}
+{{- $sizes := include "janus.sizes" . | fromYaml }}
+{{- int64 (default $sizes.longestPictureSeconds .Values.drain.longestPictureSeconds) }}
+{{- end }}
+
 {{/* A picture, the hand-over's own time, and the pause before it. */}}
 {{- define "janus.terminationSeconds" -}}
-{{- add (int64 .Values.drain.longestPictureSeconds) (int64 .Values.drain.preStopSeconds) 30 }}
+{{- add (int64 (include "janus.longestPicture" .)) (int64 .Values.drain.preStopSeconds) 30 }}
 {{- end }}
 
 {{- define "janus.tls" -}}
@@ -116,6 +145,27 @@ not even, and half a gibibyte (64 MiB for the small model) for everything else.
 
 {{- define "janus.tlsSecret" -}}
 {{- printf "%s-%s" (default (printf "%s-tls" (include "janus.fullname" .root)) .root.Values.tls.secretPrefix) .role }}
+{{- end }}
+
+{{/* Whether the namespace has a Secret, with a key if one is given. Where manifests are rendered without the cluster, it never has. */}}
+{{- define "janus.hasSecret" -}}
+{{- with lookup "v1" "Secret" .root.Release.Namespace .name }}{{ if or (not $.key) (hasKey .data $.key) }}true{{ end }}{{ end }}
+{{- end }}
+
+{{/*
+A name in the certificates of those who may use the bundled etcd; the address of nobody. Empty if their certificates may lack it,
+because the Job did not make them: the authority that it keeps says so.
+*/}}
+{{- define "janus.etcdClientName" -}}
+{{- $name := printf "etcd-client.%s" (include "janus.fullname" .) }}
+{{- if eq .Values.tls.mode "certManager" }}
+{{- $name }}
+{{- else if eq .Values.tls.mode "job" }}
+{{- $authority := include "janus.tlsSecret" (dict "root" . "role" "ca") }}
+{{- $coordinator := include "janus.tlsSecret" (dict "root" . "role" "coordinator") }}
+{{- $others := or (include "janus.hasSecret" (dict "root" . "name" $authority)) (include "janus.hasSecret" (dict "root" . "name" $coordinator)) }}
+{{- if or (not $others) (include "janus.hasSecret" (dict "root" . "name" $authority "key" "etcd-client")) }}{{ $name }}{{ end }}
+{{- end }}
 {{- end }}
 
 {{- define "janus.etcdUrls" -}}

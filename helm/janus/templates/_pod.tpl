@@ -121,7 +121,7 @@
 - --listen=0.0.0.0:{{ include "janus.port.grpc" .root }}
 - --advertise={{ .advertise }}
 - --health=0.0.0.0:{{ include "janus.port.health" .root }}
-- --grace={{ .root.Values.drain.longestPictureSeconds }}
+- --grace={{ include "janus.longestPicture" .root }}
 {{- with .values.threads }}
 - --threads={{ . }}
 {{- end }}

@@ -4,6 +4,7 @@
 - --listen=0.0.0.0:{{ include "janus.port.grpc" . }}
 - --advertise=$(POD_IP):{{ include "janus.port.grpc" . }}
 - --health=0.0.0.0:{{ include "janus.port.health" . }}
+- --grace={{ include "janus.longestPicture" . }}
 - --pipelines={{ include "janus.pipelines" . }}
 {{- with .Values.coordinator.stages }}
 - --stages={{ . }}
@@ -42,5 +43,6 @@
 - gateway
 - --endpoint={{ include "janus.coordinators" . }}
 - --listen=0.0.0.0:{{ include "janus.port.http" . }}
+- --grace={{ include "janus.longestPicture" . }}
 {{ include "janus.commonArgs" . }}
 {{- end }}
