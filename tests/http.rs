@@ -34,6 +34,10 @@ struct Door {
 impl Door {
     async fn open(endpoints: &str) -> Door {
         let options = Options { endpoints: endpoints.to_owned(), security: Security::Plain, ..Options::default() };
+        Door::open_with(options).await
+    }
+
+    async fn open_with(options: Options) -> Door {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let (url, over) = (format!("http://{}", listener.address()), CancellationToken::new());
         tokio::spawn(Gateway::new(options).unwrap().serve(listener, Security::Plain, over.clone()));

@@ -39,6 +39,8 @@ pub struct Fake {
     pub calls: Arc<Mutex<Vec<Call>>>,
     /// Callers that listen.
     listening: Arc<watch::Sender<usize>>,
+    /// It says what it is to those alone who show a key.
+    pub keyed: bool,
 }
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -46,7 +48,7 @@ type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Fake {
     pub fn new(turns: impl IntoIterator<Item = Turn>) -> Fake {
         let turns = Arc::new(Mutex::new(turns.into_iter().collect()));
-        Fake { turns, calls: Arc::default(), listening: Arc::new(watch::channel(0).0) }
+        Fake { turns, calls: Arc::default(), listening: Arc::new(watch::channel(0).0), keyed: false }
     }
 
     /// Serves; returns its address.
@@ -144,7 +146,13 @@ impl Inference for Fake {
         Err(Status::unimplemented("cancel"))
     }
 
-    async fn describe(&self, _: Request<v1::DescribeModelRequest>) -> Result<Response<v1::DescribeModelResponse>, Status> {
+    async fn describe(
+        &self,
+        request: Request<v1::DescribeModelRequest>,
+    ) -> Result<Response<v1::DescribeModelResponse>, Status> {
+        if self.keyed && !request.metadata().contains_key("authorization") {
+            return Err(Status::unauthenticated("which key?"));
+        }
         let (model, numerics) = ("fake".to_owned(), "fake".to_owned());
         Ok(Response::new(v1::DescribeModelResponse { model, numerics, image_size: 64, grid: 8, ..Default::default() }))
     }

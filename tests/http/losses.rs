@@ -27,7 +27,7 @@ async fn a_refusal_keeps_its_kind_and_says_when_to_come_back() {
     let cases = [
         (Status::unauthenticated("which key?"), 401, "authentication_error", Some("invalid_api_key"), None),
         (Status::permission_denied("not yours"), 403, "permission_error", Some("permission_denied"), None),
-        (Status::not_found("header.model: none"), 404, "invalid_request_error", Some("not_found"), None),
+        (Status::not_found("nothing there"), 404, "invalid_request_error", Some("not_found"), None),
         (Status::already_exists("twice"), 409, "invalid_request_error", Some("already_exists"), None),
         (
             status::exhausted("full", Duration::from_millis(2500)),
@@ -54,6 +54,29 @@ async fn a_refusal_keeps_its_kind_and_says_when_to_come_back() {
             assert_eq!(body["error"]["message"], status.message(), "{said}");
             assert_eq!((&body["error"]["type"], &body["error"]["code"]), (&json!(kind), &json!(code)), "{status}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_has_the_names_of_this_door() {
+    let cases = [
+        (Status::not_found("header.model: `a` is not served here; `b` is"), "model_not_found", "model"),
+        (Status::already_exists("header.request_id: `a` is in use with other parameters"), "already_exists", "x-request-id"),
+        (status::invalid("messages[0].parts[1].image", "is empty"), "invalid_value", "messages[0].content[1].image_url"),
+        (
+            status::blame("messages[0].parts[1].image", Status::invalid_argument("image: no picture")),
+            "invalid_value",
+            "messages[0].content[1].image_url",
+        ),
+    ];
+    let fake = Fake::new(cases.iter().map(|(status, ..)| Turn::Refuse(status.clone())));
+    let door = Door::open(&fake.serve().await).await;
+    for (status, code, param) in &cases {
+        let response = http().post(door.at("/v1/chat/completions")).json(&hello(false)).send().await.unwrap();
+        let body: Value = response.json().await.unwrap();
+        let (_, rest) = status.message().split_once(": ").unwrap();
+        assert_eq!(body["error"]["message"], format!("{param}: {rest}"));
+        assert_eq!((&body["error"]["code"], &body["error"]["param"]), (&json!(code), &json!(param)));
     }
 }
 

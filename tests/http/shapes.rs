@@ -26,7 +26,9 @@ async fn what_has_the_wrong_shape_is_refused_in_words() {
         (Method::POST, CHAT, "text/plain", "{}", 415, "text/plain"),
         (Method::POST, CHAT, json, "", 400, "not JSON"),
         (Method::POST, CHAT, json, "{\"messages\":", 400, "not JSON"),
-        (Method::POST, CHAT, json, "[]", 400, "expected struct"),
+        (Method::POST, CHAT, json, "[]", 400, "must be a JSON object"),
+        (Method::POST, CHAT, json, "null", 400, "must be a JSON object"),
+        (Method::POST, "/v1/images/generations", json, "[\"a red circle\",null,1]", 400, "must be a JSON object"),
         (Method::POST, CHAT, json, "{\"messages\":[{\"role\":\"user\",\"content\":7}]}", 400, "messages[0].content"),
         (
             Method::POST,
@@ -39,7 +41,9 @@ async fn what_has_the_wrong_shape_is_refused_in_words() {
         (Method::POST, "/v1/images/generations", json, "{\"prompt\":\"x\",\"n\":-1}", 400, "n:"),
         (Method::POST, "/v1/files", json, "{}", 415, "multipart/form-data"),
         (Method::GET, "/v1/images/results/none.png", "", "", 404, "an hour"),
-        (Method::GET, "/v1/batches?limit=x", "", "", 400, "limit"),
+        (Method::GET, "/v1/batches?limit=x", "", "", 400, "limit: invalid"),
+        (Method::GET, "/v1/files?limit=x", "", "", 400, "limit: invalid"),
+        (Method::GET, "/ui/api/model?palette=x", "", "", 400, "palette: "),
         (Method::GET, "/metrics", "", "", 404, "no metrics"),
     ];
     for (method, path, kind, body, status, words) in cases {
@@ -59,6 +63,84 @@ async fn what_has_the_wrong_shape_is_refused_in_words() {
 }
 
 #[tokio::test]
+async fn a_wrong_query_names_its_parameter() {
+    let door = Door::open(&Fake::new([]).serve().await).await;
+    for path in ["/v1/files?limit=abc", "/v1/batches?limit=abc", "/v1/batches?after=x&limit=-1"] {
+        let response = http().get(door.at(path)).send().await.unwrap();
+        assert_eq!(response.status(), 400, "{path}");
+        let error = &response.json::<Value>().await.unwrap()["error"];
+        assert_eq!((error["param"].as_str(), error["code"].as_str()), (Some("limit"), Some("invalid_value")), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_repeats_only_so_much_of_what_was_sent() {
+    let door = Door::open(&Fake::new([]).serve().await).await;
+    let long = "x".repeat(4 << 20);
+    let parts = serde_json::json!([{ "type": "image_url", "image_url": format!("data:image/png;base64,{long}") }]);
+    let bodies = [
+        serde_json::json!({ "messages": [{ "role": "user", "content": parts }] }),
+        serde_json::json!({ "messages": [{ "role": &long, "content": "hello" }] }),
+        serde_json::json!({ &long: 1 }),
+    ];
+    for body in bodies {
+        let response = http().post(door.at(CHAT)).json(&body).send().await.unwrap();
+        assert_eq!(response.status(), 400);
+        let text = response.text().await.unwrap();
+        assert!(text.len() < 2000, "{} bytes", text.len());
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_another_page_made_ours_is_refused_where_no_key_is_needed() {
+    let client = http();
+    let ask = async |door: &Door, path: &str, host: &str| {
+        let response = client.get(door.at(path)).header("host", host).send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    };
+    let door = Door::open(&Fake::new([]).serve().await).await;
+    for host in ["evil.example", "evil.example:8080", "localhost.evil.example"] {
+        for path in ["/v1/models", "/", "/openapi.json", "/nowhere"] {
+            let (status, said) = ask(&door, path, host).await;
+            assert!(status == 403 && said.contains("unknown_host") && said.contains("--allow-host"), "{host}{path}: {said}");
+            assert!(said.contains(host.split(':').next().unwrap()), "{said}");
+        }
+        for path in ["/healthz", "/readyz"] {
+            assert_eq!(ask(&door, path, host).await.0, 200, "{host}{path}");
+        }
+    }
+    for host in ["localhost", "LOCALHOST:1", "a.localhost", "127.0.0.1:1", "[::1]:1", "192.0.2.1"] {
+        assert_eq!(ask(&door, "/v1/models", host).await.0, 200, "{host}");
+    }
+    // What was given, and the public URL's.
+    let (endpoints, security) = (Fake::new([]).serve().await, janus_wire::Security::Plain);
+    let (allow_hosts, public_url) = (vec!["janus.lan".to_owned()], Some("https://paint.example/".to_owned()));
+    let options = janus_gateway::Options { endpoints, security, allow_hosts, public_url, ..Default::default() };
+    let named = Door::open_with(options).await;
+    for (host, expected) in [("janus.lan:8080", 200), ("Paint.Example", 200), ("evil.example", 403)] {
+        assert_eq!(ask(&named, "/v1/models", host).await.0, expected, "{host}");
+    }
+    // A page has no key to show, and this cluster wants one.
+    let mut fake = Fake::new([]);
+    fake.keyed = true;
+    let keyed = Door::open(&fake.serve().await).await;
+    assert_eq!(ask(&keyed, "/v1/models", "evil.example").await.0, 401);
+    assert_eq!(ask(&keyed, "/openapi.json", "evil.example").await.0, 200);
+}
+
+#[tokio::test]
+async fn headers_have_a_bound() {
+    let door = Door::open(&Fake::new([]).serve().await).await;
+    let client = http();
+    for (bytes, expected) in [(8 << 10, 200), (20 << 10, 431), (300 << 10, 431)] {
+        let asked = client.get(door.at("/v1/models")).header("x-long", "x".repeat(bytes)).send().await;
+        // Whoever sends much more may find the connection closed before he has read why.
+        let status = asked.map(|response| response.status().as_u16()).unwrap_or(431);
+        assert_eq!(status, expected, "{bytes} bytes");
+    }
+}
+
+#[tokio::test]
 async fn a_page_from_elsewhere_cannot_make_a_browser_paint() {
     let door = Door::open(&Fake::new([]).serve().await).await;
     let request = http().post(door.at(CHAT)).header("sec-fetch-site", "cross-site").body("{}");
@@ -74,7 +156,7 @@ async fn a_body_that_is_too_large_is_refused_before_it_is_sent() {
     let said = tokio::task::spawn_blocking(move || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
                     content-length: 100000000\r\n\r\n";
         stream.write_all(head.as_bytes()).unwrap();
         let mut said = [0; 2048];

@@ -47,8 +47,8 @@ assert.deepEqual(usage, answer.usage);
 const refusals = [
   [OpenAI.BadRequestError, "size", () => client.images.generate({ prompt, size: "1024x1024" })],
   [OpenAI.BadRequestError, "colour", () => client.images.generate({ prompt, colour: "red" })],
-  [OpenAI.NotFoundError, null, () => client.models.retrieve("gpt-4")],
-  [OpenAI.NotFoundError, null, () => client.chat.completions.create({ model: "gpt-4", messages })],
+  [OpenAI.NotFoundError, "model", () => client.models.retrieve("gpt-4")],
+  [OpenAI.NotFoundError, "model", () => client.chat.completions.create({ model: "gpt-4", messages })],
   [OpenAI.BadRequestError, "temperature", () => client.chat.completions.create({ model, messages, temperature: -1, stream: true })],
 ];
 for (const [kind, param, call] of refusals) {

@@ -11,8 +11,7 @@ use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request, server_reflection_response};
+use tonic_reflection::pb::{v1, v1alpha};
 
 /// The model that this program brings along.
 fn serve_shapes(stages: &str) -> Served {
@@ -29,7 +28,7 @@ async fn health(served: &Served, service: &str) -> ServingStatus {
 async fn a_process_that_says_ready_is_healthy_and_says_what_it_serves() {
     let served = serve(3, 1);
     assert!(served.address.starts_with("127.0.0.1:"));
-    for service in ["janus.v1.Inference", ""] {
+    for service in ["janus.v1.Inference", "janus.v1.Jobs", "janus.v1.Cluster", ""] {
         assert_eq!(health(&served, service).await, ServingStatus::Serving, "`{service}`");
     }
     let model = soon(client(served.channel().await).describe(DescribeModelRequest::default())).await.unwrap().into_inner();
@@ -38,18 +37,30 @@ async fn a_process_that_says_ready_is_healthy_and_says_what_it_serves() {
     assert!(model.numerics.starts_with("cpu-k"), "{}", model.numerics);
 }
 
+/// The services that reflection names, in one version of its protocol.
+macro_rules! listed {
+    ($served:expr, $version:ident) => {{
+        use $version::server_reflection_request::MessageRequest;
+        use $version::server_reflection_response::MessageResponse;
+        let message_request = Some(MessageRequest::ListServices(String::new()));
+        let request = $version::ServerReflectionRequest { host: String::new(), message_request };
+        let channel = $served.channel().await;
+        let mut client = $version::server_reflection_client::ServerReflectionClient::new(channel);
+        let mut answers = soon(client.server_reflection_info(tokio_stream::iter([request]))).await.unwrap().into_inner();
+        let answer = soon(answers.message()).await.unwrap().unwrap().message_response;
+        let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+        list.service.into_iter().map(|s| s.name).collect::<Vec<_>>()
+    }};
+}
+
 #[tokio::test]
 async fn reflection_lists_the_public_service_and_no_internal_one() {
     let served = serve(1, 1);
-    let message_request = Some(server_reflection_request::MessageRequest::ListServices(String::new()));
-    let request = ServerReflectionRequest { host: String::new(), message_request };
-    let mut client = ServerReflectionClient::new(served.channel().await);
-    let mut answers = soon(client.server_reflection_info(tokio_stream::iter([request]))).await.unwrap().into_inner();
-    let answer = soon(answers.message()).await.unwrap().unwrap().message_response;
-    let Some(server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
-    let names: Vec<_> = list.service.into_iter().map(|s| s.name).collect();
-    assert!(names.iter().any(|name| name == "janus.v1.Inference"), "{names:?}");
-    assert!(!names.iter().any(|name| name == "janus.v1.Stage"), "{names:?}");
+    // Python's tools still ask the old way.
+    for names in [listed!(served, v1), listed!(served, v1alpha)] {
+        assert!(names.iter().any(|name| name == "janus.v1.Inference"), "{names:?}");
+        assert!(!names.iter().any(|name| name == "janus.v1.Stage"), "{names:?}");
+    }
 }
 
 #[tokio::test]

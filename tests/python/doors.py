@@ -34,6 +34,7 @@ def refused(kind, status, param, call, **arguments):
         assert error.status_code == status, (error.status_code, error)
         assert error.param == param, (error.param, error)
         assert error.request_id.startswith("req-"), error.request_id
+        assert (error.code == "model_not_found") == (param == "model"), error
         assert error.body["message"] and error.body["type"], error.body
         return error.body["message"]
     raise AssertionError(f"{arguments} was not refused")
@@ -44,8 +45,8 @@ def models():
     assert [m.object for m in listed] == ["model"]
     model = listed.data[0]
     assert client.models.retrieve(model.id).id == model.id
-    message = refused(openai.NotFoundError, 404, None, client.models.retrieve, model="gpt-4")
-    assert model.id in message
+    message = refused(openai.NotFoundError, 404, "model", client.models.retrieve, model="gpt-4")
+    assert message == f"model: `gpt-4` is not served here; `{model.id}` is", message
     return model
 
 
@@ -138,6 +139,13 @@ def answers(model):
     assert cut.choices[0].finish_reason == "length" and cut.usage.completion_tokens == 1
     stopped = client.chat.completions.create(model=model.id, messages=messages, stop=["e"], max_tokens=16)
     assert stopped.choices[0].message.content == choice.message.content.split("e")[0]
+    # A picture alone is a question, and nothing at all is none.
+    alone = [{"role": "user", "content": messages[0]["content"][:1]}]
+    looked = client.chat.completions.create(model=model.id, messages=alone, max_tokens=4)
+    assert looked.usage.prompt_tokens < answer.usage.prompt_tokens, looked
+    for nothing in ("", [], [{"type": "text", "text": " "}]):
+        say = [{"role": "user", "content": nothing}]
+        refused(openai.BadRequestError, 400, "messages", client.chat.completions.create, model=model.id, messages=say)
     plain = [{"role": "system", "content": "be short"}, {"role": "user", "content": "hello"}]
     client.chat.completions.create(model=model.id, messages=plain, max_tokens=4, temperature=1, top_p=0.5, n=1, user="me")
     return text
@@ -152,18 +160,23 @@ def errors(model):
     refused(bad, 400, "prompt", paint, prompt=None)
     refused(bad, 400, "colour", paint, prompt="x", extra_body={"colour": "red"})
     refused(bad, 400, "seed", paint, prompt="x", extra_body={"seed": "seven"})
-    refused(bad, 400, "guidance", paint, prompt="x", extra_body={"guidance": -1})
+    said = refused(bad, 400, "guidance", paint, prompt="x", extra_body={"guidance": -1})
+    assert said.startswith("guidance: "), said
     refused(bad, 400, "background", paint, prompt="x", background="transparent")
     refused(bad, 400, "partial_images", paint, prompt="x", partial_images=1)
     refused(bad, 400, "partial_images", paint, prompt="x", partial_images=4, stream=True)
-    refused(bad, 400, "init_image", paint, prompt="x", extra_body={"init_image": "AAAA", "keep_rows": 1})
+    said = refused(bad, 400, "init_image", paint, prompt="x", extra_body={"init_image": "AAAA", "keep_rows": 1})
+    assert said.startswith("init_image: "), said
     refused(bad, 400, "keep_rows", paint, prompt="x", extra_body={"keep_rows": 1})
-    refused(openai.NotFoundError, 404, None, paint, prompt="x", model="dall-e-3")
+    said = refused(openai.NotFoundError, 404, "model", paint, prompt="x", model="dall-e-3")
+    assert said == f"model: `dall-e-3` is not served here; `{model.id}` is", said
     say = [{"role": "user", "content": "hello"}]
-    refused(openai.NotFoundError, 404, None, ask, model="gpt-4", messages=say)
+    said = refused(openai.NotFoundError, 404, "model", ask, model="gpt-4", messages=say)
+    assert said == f"model: `gpt-4` is not served here; `{model.id}` is", said
     refused(bad, 400, "messages", ask, model=model.id, messages=[])
     refused(bad, 400, "messages[0].role", ask, model=model.id, messages=[{"role": "king", "content": "x"}])
-    refused(bad, 400, "messages[0].content[0].image_url", ask, model=model.id, messages=question("AAAA"))
+    said = refused(bad, 400, "messages[0].content[0].image_url", ask, model=model.id, messages=question("AAAA"))
+    assert said.startswith("messages[0].content[0].image_url: "), said
     for url in ("http://127.0.0.1:1/a.png", "https://example.org/a.png", "file:///etc/passwd"):
         parts = [{"type": "image_url", "image_url": {"url": url}}]
         message = [{"role": "user", "content": parts}]

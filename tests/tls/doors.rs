@@ -124,6 +124,39 @@ async fn clients_need_no_certificate_at_the_public_door_and_a_strangers_does_not
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_url_of_a_picture_begins_as_its_request_did() {
+    let dir = tempdir().unwrap();
+    let ours = Authority::new(dir.path());
+    let files = ours.role("coordinator");
+    let mut args: Vec<String> =
+        ["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", "1"].map(str::to_owned).to_vec();
+    args.extend(flags(&files));
+    let server = super::Part::start(dir.path(), "serve", &args);
+    assert!(server.line().starts_with("ready "));
+    let address = server.line().strip_prefix("http ").unwrap().to_owned();
+    let port = address.rsplit(':').next().unwrap();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let authority = reqwest::Certificate::from_pem(&std::fs::read(ours.ca()).unwrap()).unwrap();
+    let builder = || reqwest::Client::builder().no_proxy().tls_certs_only([authority.clone()]);
+    // A client of HTTP/2 sends no Host; the name it asks by is whatever it calls us.
+    for (client, version) in [
+        (builder().http1_only().build().unwrap(), reqwest::Version::HTTP_11),
+        (builder().build().unwrap(), reqwest::Version::HTTP_2),
+    ] {
+        let base = format!("https://localhost:{port}");
+        let wanted = serde_json::json!({ "prompt": "a red circle", "seed": 1, "response_format": "url" });
+        let request = client.post(format!("{base}/v1/images/generations")).header("x-forwarded-host", "evil.example");
+        let response = request.json(&wanted).send().await.unwrap();
+        assert_eq!((response.status().as_u16(), response.version()), (200, version));
+        let painted: serde_json::Value = response.json().await.unwrap();
+        let url = painted["data"][0]["url"].as_str().unwrap();
+        assert!(url.starts_with(&format!("{base}/v1/images/results/")), "{url}");
+        let picture = client.get(url).send().await.unwrap();
+        assert_eq!((picture.status().as_u16(), &picture.headers()["content-type"]), (200, &"image/png".parse().unwrap()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_expires_is_refused_from_then_on() {
     let dir = tempdir().unwrap();
     let ours = Authority::new(dir.path());

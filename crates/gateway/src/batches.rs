@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json as Answer;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use janus_wire::v1::jobs_client::JobsClient;
 use janus_wire::v1::{self, JobStatus, create_job_request};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::body::Json;
+use crate::query::Query;
 use crate::{Asker, Gateway, Problem, files, lines};
 
 /// How long a call may look for a coordinator.
@@ -285,9 +286,8 @@ pub(crate) async fn create(
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     asker: Asker,
-    query: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
+    Query(which): Query<Which>,
 ) -> Result<Answer<Batches>, Problem> {
-    let Query(which) = query.map_err(|rejection| Problem::new(StatusCode::BAD_REQUEST, rejection.body_text()))?;
     let limit = which.limit.unwrap_or(20);
     if !(1..=100).contains(&limit) {
         return Err(Problem::invalid("limit", format!("limit: {limit} is not from 1 to 100")));

@@ -22,8 +22,10 @@ pub(crate) const MAX_JSON: usize = 64 << 20;
 const BUDGET: usize = 1 << 30;
 /// A body may pause for so long...
 const IDLE: Duration = Duration::from_secs(30);
-/// ...and take so long altogether.
+/// ...take so long altogether...
 const WHOLE: Duration = Duration::from_secs(600);
+/// ...and not fall below so many bytes in a second, but for one pause: whoever drips holds a connection for little.
+const SLOWEST: f64 = 4096.0;
 const KIB: usize = 1 << 10;
 
 /// What all bodies together may take.
@@ -100,20 +102,37 @@ struct Late;
 /// Puts a clock on every request's body.
 pub(crate) async fn timed(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
-    let until = Instant::now() + WHOLE;
-    let timed = futures_util::stream::unfold(Some(body.into_data_stream()), move |stream| piece(stream, until));
+    let timed = futures_util::stream::unfold(Some(Timed::begin(body)), piece);
     next.run(Request::from_parts(parts, Body::from_stream(timed))).await
 }
 
+/// A body on its way.
+struct Timed {
+    stream: BodyDataStream,
+    begun: Instant,
+    bytes: usize,
+}
+
+impl Timed {
+    fn begin(body: Body) -> Self {
+        Timed { stream: body.into_data_stream(), begun: Instant::now(), bytes: 0 }
+    }
+
+    /// When its next piece has to be there.
+    fn due(&self) -> Instant {
+        let slowest = self.begun + IDLE + Duration::from_secs_f64(self.bytes as f64 / SLOWEST);
+        slowest.min(self.begun + WHOLE).min(Instant::now() + IDLE)
+    }
+}
+
 /// The next piece of a body, and what is left of it.
-async fn piece(
-    stream: Option<BodyDataStream>,
-    until: Instant,
-) -> Option<(Result<Bytes, axum::Error>, Option<BodyDataStream>)> {
-    let mut stream = stream?;
-    let at = until.min(Instant::now() + IDLE);
-    match tokio::time::timeout_at(at, stream.next()).await {
-        Ok(piece) => piece.map(|piece| (piece, Some(stream))),
+async fn piece(body: Option<Timed>) -> Option<(Result<Bytes, axum::Error>, Option<Timed>)> {
+    let mut body = body?;
+    match tokio::time::timeout_at(body.due(), body.stream.next()).await {
+        Ok(piece) => piece.map(|piece| {
+            body.bytes += piece.as_ref().map_or(0, Bytes::len);
+            (piece, Some(body))
+        }),
         Err(_) => Some((Err(axum::Error::new(Late)), None)),
     }
 }
@@ -151,8 +170,12 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Json<T> {
     }
 }
 
-/// Reads JSON; a problem names the parameter at fault.
+/// Reads an object of JSON; a problem names the parameter at fault.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // A list would be read as well: its first value as the first parameter, and so on.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|first| *first != b'{') {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "the body must be a JSON object").code("invalid_json"));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -214,6 +237,41 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_body_is_an_object_and_nothing_else() {
+        for json in ["[]", " \n[[], 3]", "[[{\"name\": \"a\"}], 3]", "\"size\"", "3", "-3", "null", "true", "size"] {
+            assert_eq!(parse::<Outer>(json.as_bytes()).unwrap_err().message(), "the body must be a JSON object", "{json}");
+        }
+        assert!(parse::<Outer>(b" \r\n\t{ \"size\": 3 } ").is_ok());
+        assert!(parse::<Outer>(b" ").unwrap_err().message().contains("not JSON"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_drips_is_given_up_and_a_slow_one_is_not() {
+        let taken = async |bytes: usize, every: Duration| {
+            let pieces = futures_util::stream::unfold((), move |()| async move {
+                tokio::time::sleep(every).await;
+                Some((Ok::<_, std::io::Error>(Bytes::from(vec![b' '; bytes])), ()))
+            });
+            let (mut body, begun) = (Some(Timed::begin(Body::from_stream(pieces))), Instant::now());
+            loop {
+                match piece(body).await.unwrap() {
+                    (Ok(_), rest) => body = rest,
+                    (Err(error), _) => break (broken(error).message().to_owned(), begun.elapsed()),
+                }
+            }
+        };
+        let late = "the body took too long".to_owned();
+        let second = Duration::from_secs(1);
+        for (bytes, every, end) in [(1, 15 * second, IDLE), (1 << 20, IDLE + second, IDLE), (8192, second, WHOLE)] {
+            let (said, after) = taken(bytes, every).await;
+            assert!(
+                said == late && after >= end && after < end + second,
+                "{bytes} bytes every {every:?}: {said}, {after:?}"
+            );
+        }
+    }
+
     #[tokio::test]
     async fn bodies_share_a_budget_and_give_it_back() {
         let budget = Budget(Arc::new(Semaphore::new(3)));
@@ -228,7 +286,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_pauses_too_long_is_given_up() {
         let stuck = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
-        let (first, rest) = piece(Some(stuck.into_data_stream()), Instant::now() + WHOLE).await.unwrap();
+        let (first, rest) = piece(Some(Timed::begin(stuck))).await.unwrap();
         assert_eq!(broken(first.unwrap_err()).message(), "the body took too long");
         assert!(rest.is_none());
     }

@@ -2,26 +2,25 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::http::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use janus_wire::limits::MAX_HEADERS;
 use janus_wire::tls::Door;
 use janus_wire::{Listener, Security};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
+use tonic::codegen::Service;
 
 use crate::Gateway;
 
-/// Connections at once; more wait until one ends.
-const CONNECTIONS: usize = 1024;
 /// Requests at once on one HTTP/2 connection.
 const STREAMS: u32 = 128;
 /// How long a request's head may take, and a connection that asks nothing is kept.
@@ -33,21 +32,27 @@ const PING: Duration = Duration::from_secs(20);
 /// Pause after the system refused a connection: it has too many open files.
 const REFUSED: Duration = Duration::from_millis(100);
 
+/// How a request came here; each has it among its extensions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Way {
+    /// By TLS.
+    pub(crate) encrypted: bool,
+    /// To a port that only this machine reaches.
+    pub(crate) loopback: bool,
+}
+
 impl Gateway {
     /// Answers on `listener` until `over`; then takes no more connections and finishes the requests that it has.
     pub async fn serve(self, listener: Listener, security: Security, over: CancellationToken) {
-        let service = TowerToHyperService::new(self.router());
+        let loopback = listener.address().ip().to_canonical().is_loopback();
+        let router = self.router();
         let mut incoming = listener.behind(&security, Door::Web);
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
-            let next = async {
-                let place = places.clone().acquire_owned().await.ok()?;
-                Some((place, incoming.next().await?))
-            };
-            let (place, accepted) = tokio::select! {
-                next = next => match next {
-                    Some(next) => next,
+            let accepted = tokio::select! {
+                // How many there may be, in all and of one address, is what every port has.
+                next = incoming.next() => match next {
+                    Some(accepted) => accepted,
                     None => break,
                 },
                 Some(_) = connections.join_next() => continue,
@@ -61,17 +66,20 @@ impl Gateway {
                     continue;
                 }
             };
-            let (service, over) = (service.clone(), over.clone());
+            let way = Way { encrypted: stream.origin().encrypted, loopback };
+            let service = TowerToHyperService::new(Marked { service: router.clone(), way });
+            let over = over.clone();
             connections.spawn(async move {
-                let _place = place;
                 let mut builder = auto::Builder::new(TokioExecutor::new());
-                builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+                // A request's head has to fit into the buffer.
+                builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEADERS as usize);
                 builder
                     .http2()
                     .timer(TokioTimer::new())
                     .keep_alive_interval(PING)
                     .keep_alive_timeout(PING)
-                    .max_concurrent_streams(STREAMS);
+                    .max_concurrent_streams(STREAMS)
+                    .max_header_list_size(MAX_HEADERS);
                 let connection = builder.serve_connection(TokioIo::new(Impatient::new(stream)), service);
                 tokio::pin!(connection);
                 let mut asked = false;
@@ -92,6 +100,28 @@ impl Gateway {
             });
         }
         while connections.join_next().await.is_some() {}
+    }
+}
+
+/// Answers the requests of one connection, each with its [`Way`].
+#[derive(Clone)]
+struct Marked<S> {
+    service: S,
+    way: Way,
+}
+
+impl<S: Service<Request<B>>, B> Service<Request<B>> for Marked<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> S::Future {
+        request.extensions_mut().insert(self.way);
+        self.service.call(request)
     }
 }
 

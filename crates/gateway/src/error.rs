@@ -14,6 +14,12 @@ pub enum Error {
         /// Why it cannot be one.
         reason: String,
     },
+    /// An entry of the names that clients may ask by.
+    #[error("allowed host `{host}`: expected a host's name, without port or wildcards")]
+    AllowHost {
+        /// As given.
+        host: String,
+    },
     /// Where clients are told to fetch pictures.
     #[error("public URL `{url}`: expected http://host or https://host, with or without a path")]
     PublicUrl {

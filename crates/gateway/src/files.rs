@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Json as Answer;
 use axum::body::Body;
 use axum::extract::multipart::{Field, MultipartError};
-use axum::extract::{FromRequest, Multipart, Path, Query, Request, State};
+use axum::extract::{FromRequest, Multipart, Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
@@ -22,6 +22,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::attached::{Attached, Opened};
 use crate::batches::{self, Batch};
 use crate::body::{self, Room};
+use crate::query::Query;
 use crate::{Asker, Gateway, Problem, asker, outcome};
 
 /// Largest file: the largest blob.
@@ -282,9 +283,8 @@ pub(crate) async fn upload(State(gateway): State<Gateway>, asker: Asker, request
 pub(crate) async fn list(
     State(gateway): State<Gateway>,
     asker: Asker,
-    query: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
+    Query(which): Query<Which>,
 ) -> Result<Answer<Files>, Problem> {
-    let Query(which) = query.map_err(|rejection| Problem::new(StatusCode::BAD_REQUEST, rejection.body_text()))?;
     let limit = which.limit.unwrap_or(MOST);
     if !(1..=MOST).contains(&limit) {
         return Err(Problem::invalid("limit", format!("limit: {limit} is not from 1 to {MOST}")));

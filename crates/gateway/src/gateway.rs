@@ -11,11 +11,12 @@ use janus_wire::{Coordinators, Security, v1};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::body::Budget;
+use crate::host::Hosts;
 use crate::remote::Remote;
 use crate::results::Results;
 use crate::{
-    Asker, Error, Problem, asker, attached, batches, body, chat, files, health, images, models, openapi, page, problem,
-    results, seen,
+    Asker, Error, Problem, asker, attached, batches, body, chat, files, health, host, images, models, openapi, page,
+    problem, results, seen,
 };
 
 /// How long a question that changes nothing looks for a coordinator.
@@ -32,8 +33,10 @@ pub struct Options {
     pub image_hosts: Vec<String>,
     /// Fetch from those hosts even where their addresses are private.
     pub private_images: bool,
-    /// How clients reach this gateway, for the URLs of pictures; what a request's `Host` says by default.
+    /// How clients reach this gateway, for the URLs of pictures; how a request came by default.
     pub public_url: Option<String>,
+    /// Names that this machine has for its clients, beside `localhost`, its addresses and the public URL's host.
+    pub allow_hosts: Vec<String>,
 }
 
 type Scrape = Arc<dyn Fn() -> String + Send + Sync>;
@@ -51,6 +54,7 @@ struct Shared {
     remote: Remote,
     results: Results,
     public_url: Option<String>,
+    hosts: Hosts,
 }
 
 impl Gateway {
@@ -69,8 +73,9 @@ impl Gateway {
                 return Err(Error::PublicUrl { url: url.clone() });
             }
         }
+        let hosts = Hosts::new(&options.allow_hosts, options.public_url.as_deref())?;
         let (budget, results, public_url) = (Budget::default(), Results::default(), options.public_url);
-        let shared = Arc::new(Shared { coordinators, budget, remote, results, public_url });
+        let shared = Arc::new(Shared { coordinators, budget, remote, results, public_url, hosts });
         Ok(Gateway { shared, scrape: None })
     }
 
@@ -98,6 +103,19 @@ impl Gateway {
         Ok(self.coordinators().call(PATIENCE, describe).await?)
     }
 
+    /// Whether whoever shows no key is refused. Only the cluster knows.
+    pub(crate) async fn asks_for_keys(&self) -> Result<bool, Problem> {
+        let describe = |channel| async move {
+            let request = tonic::Request::new(v1::DescribeModelRequest::default());
+            attached::inference(channel).describe(request).await
+        };
+        match self.coordinators().call(PATIENCE, describe).await {
+            Ok(_) => Ok(false),
+            Err(status) if status.code() == tonic::Code::Unauthenticated => Ok(true),
+            Err(status) => Err(status.into()),
+        }
+    }
+
     pub(crate) fn budget(&self) -> &Budget {
         &self.shared.budget
     }
@@ -112,6 +130,10 @@ impl Gateway {
 
     pub(crate) fn public_url(&self) -> Option<&str> {
         self.shared.public_url.as_deref()
+    }
+
+    pub(crate) fn hosts(&self) -> &Hosts {
+        &self.shared.hosts
     }
 
     pub(crate) fn scrape(&self) -> Option<&Scrape> {
@@ -142,6 +164,7 @@ impl Gateway {
             .layer(CatchPanicLayer::custom(problem::panicked))
             .layer(from_fn(body::timed))
             .layer(from_fn(asker::same_site))
+            .layer(from_fn_with_state(self.clone(), host::known))
             .layer(from_fn_with_state(seen::Door::new(), seen::seen))
             .layer(from_fn(asker::named))
             .with_state(self)

@@ -2,7 +2,6 @@
 
 use axum::Json as Answer;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,6 +13,7 @@ use utoipa::ToSchema;
 use crate::attached::{Painted, Painting};
 use crate::body::Json;
 use crate::encode::{Format, encode};
+use crate::results::Base;
 use crate::seed::Seed;
 use crate::{Asker, Gateway, Problem, now, remote, results, seed, sse};
 
@@ -218,7 +218,6 @@ impl ImageRequest {
 fn renamed(problem: Problem) -> Problem {
     problem.renamed(|field| match field {
         "cfg_weight" => "guidance".to_owned(),
-        "header.model" => "model".to_owned(),
         other => other.to_owned(),
     })
 }
@@ -236,7 +235,7 @@ fn renamed(problem: Problem) -> Problem {
 pub(crate) async fn generate(
     State(gateway): State<Gateway>,
     asker: Asker,
-    headers: HeaderMap,
+    Base(base): Base,
     Json { value: request, room }: Json<ImageRequest>,
 ) -> Result<Response, Problem> {
     let model = gateway.describe(&asker).await?;
@@ -250,7 +249,6 @@ pub(crate) async fn generate(
         let growing = Growing { painting, manner, kept, course, created: now() };
         return Ok(sse::stream(growing, Growing::next).into_response());
     }
-    let base = results::base(&gateway, &headers);
     let by_url = request.response_format == Some(ResponseFormat::Url);
     let mut data = Vec::new();
     let usage = loop {

@@ -89,9 +89,6 @@ pub(crate) async fn get(
     let model = gateway.describe(&asker).await?;
     match model.model == id {
         true => Ok(Answer(model.into())),
-        false => {
-            let message = format!("`{id}` is not served here; `{}` is", model.model);
-            Err(Problem::not_found(message).code("model_not_found"))
-        }
+        false => Err(Problem::unserved(&id, &model.model)),
     }
 }

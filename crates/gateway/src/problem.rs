@@ -41,6 +41,29 @@ pub(crate) struct Error {
 
 /// `type` of what the caller can mend.
 const INVALID: &str = "invalid_request_error";
+/// Longest message in bytes: what was sent may stand in it, and may be as large as a body.
+const LONGEST: usize = 500;
+/// Fields of a request's header at the coordinator, and what all of HTTP calls them.
+const HEADER: [(&str, &str); 3] =
+    [("header.model", "model"), ("header.key", "idempotency-key"), ("header.request_id", "x-request-id")];
+/// What stands before a caller's key among the cluster's (see `batches`).
+const KEY: &str = "openai/";
+/// What a worker calls the only picture that it is sent.
+const PICTURE: &str = "image";
+
+/// The beginning of what is too long.
+fn cut(mut text: String) -> String {
+    if text.len() > LONGEST {
+        text.truncate(text.floor_char_boundary(LONGEST));
+        text.push_str("...");
+    }
+    text
+}
+
+/// What a message says of `field`, if it begins with that.
+fn about<'a>(message: &'a str, field: &str) -> Option<&'a str> {
+    message.strip_prefix(field)?.strip_prefix(": ")
+}
 
 impl Problem {
     /// A problem with this status.
@@ -52,14 +75,23 @@ impl Problem {
             status if status.is_server_error() => "server_error",
             _ => INVALID,
         };
-        Problem { status, retry_after: None, error: Error { message: message.into(), kind, param: None, code: None } }
+        let error = Error { message: cut(message.into()), kind, param: None, code: None };
+        Problem { status, retry_after: None, error }
     }
 
     /// A parameter that cannot be used.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         let mut problem = Problem::new(StatusCode::BAD_REQUEST, message);
-        problem.error.param = Some(param.into());
+        problem.error.param = Some(cut(param.into()));
         problem.error.code = Some("invalid_value");
+        problem
+    }
+
+    /// A model that is not served.
+    pub(crate) fn unserved(asked: &str, served: &str) -> Self {
+        let message = format!("model: `{}` is not served here; `{served}` is", janus_wire::status::shown(asked));
+        let mut problem = Problem::not_found(message).code("model_not_found");
+        problem.error.param = Some("model".to_owned());
         problem
     }
 
@@ -82,12 +114,22 @@ impl Problem {
         self
     }
 
-    /// With the parameter at fault renamed: what callers of this door call it.
+    /// With the parameter at fault renamed, in the message too: what callers of this door call it. Names of HTTP stay.
     #[must_use]
     pub fn renamed(mut self, rename: impl FnOnce(&str) -> String) -> Self {
-        if let Some(param) = &mut self.error.param {
-            *param = rename(param);
+        let Some(param) = self.error.param.take() else { return self };
+        if HEADER.iter().any(|(_, ours)| *ours == param) {
+            self.error.param = Some(param);
+            return self;
         }
+        let ours = rename(&param);
+        // Which item of many it is stands in the old name alone.
+        if !param.starts_with("items[")
+            && let Some(rest) = about(&self.error.message, &param)
+        {
+            self.error.message = cut(format!("{ours}: {rest}"));
+        }
+        self.error.param = Some(cut(ours));
         self
     }
 
@@ -133,9 +175,25 @@ impl From<Status> for Problem {
             Code::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, Some("timeout")),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, None),
         };
-        let mut problem = Problem::new(http, status.message());
+        let (mut message, mut code) = (status.message().to_owned(), code);
+        let mut param = janus_wire::status::field(&status);
+        if let Some(field) = &param
+            && let Some(rest) = about(&message, PICTURE)
+        {
+            message = format!("{field}: {rest}");
+        }
+        for (theirs, ours) in HEADER {
+            let Some(rest) = about(&message, theirs) else { continue };
+            let rest = if theirs == "header.key" { rest.replacen(&format!("`{KEY}"), "`", 1) } else { rest.to_owned() };
+            message = format!("{ours}: {rest}");
+            param = Some(ours.to_owned());
+            if theirs == "header.model" && http == StatusCode::NOT_FOUND {
+                code = Some("model_not_found");
+            }
+        }
+        let mut problem = Problem::new(http, message);
         problem.error.code = code;
-        problem.error.param = janus_wire::status::field(&status);
+        problem.error.param = param.map(cut);
         problem.retry_after = janus_wire::status::retry_after(&status);
         problem
     }
@@ -186,5 +244,47 @@ mod tests {
         let response = Problem::from(full).into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    }
+
+    #[test]
+    fn a_message_says_only_so_much_of_what_was_sent() {
+        let sent = "\u{e9}".repeat(1 << 20);
+        let problem = Problem::invalid(&sent, format!("x{sent}"));
+        assert!(problem.message().starts_with('x') && problem.message().ends_with("\u{e9}..."));
+        assert_eq!((problem.message().len(), problem.param().map(str::len)), (502, Some(503)));
+        let renamed = Problem::invalid("a", "a: b").renamed(|_| sent.clone());
+        assert!(renamed.message().len() <= 503 && renamed.param().is_some_and(|param| param.len() <= 503));
+        assert!(Problem::from(Status::internal(sent)).message().len() <= 503);
+        assert_eq!(Problem::invalid("a", "a: short").message(), "a: short");
+    }
+
+    #[test]
+    fn a_message_has_the_names_of_this_door() {
+        let said = |status: Status| {
+            let problem = Problem::from(status).renamed(|field| match field {
+                "cfg_weight" => "guidance".to_owned(),
+                "items[1].prompt" | "header.files" => "input_file_id".to_owned(),
+                other => other.to_owned(),
+            });
+            (problem.message().to_owned(), problem.param().unwrap_or_default().to_owned(), problem.error.code)
+        };
+        let invalid = |field: &str| said(janus_wire::status::invalid(field, "is wrong"));
+        let expected = |message: &str, param: &str, code| (message.to_owned(), param.to_owned(), Some(code));
+        assert_eq!(invalid("cfg_weight"), expected("guidance: is wrong", "guidance", "invalid_value"));
+        assert_eq!(invalid("header.files"), expected("input_file_id: is wrong", "input_file_id", "invalid_value"));
+        assert_eq!(invalid("header.key"), expected("idempotency-key: is wrong", "idempotency-key", "invalid_value"));
+        // Which of the items it is must not be lost.
+        assert_eq!(invalid("items[1].prompt"), expected("items[1].prompt: is wrong", "input_file_id", "invalid_value"));
+        let blamed = janus_wire::status::blame("init_image", Status::invalid_argument("image: no picture"));
+        assert_eq!(said(blamed), expected("init_image: no picture", "init_image", "invalid_value"));
+        let used = Status::already_exists("header.key: `openai/k1` is in use with other items");
+        let message = "idempotency-key: `k1` is in use with other items";
+        assert_eq!(said(used), expected(message, "idempotency-key", "already_exists"));
+        let used = Status::already_exists("header.request_id: `a` is in use with other parameters");
+        let message = "x-request-id: `a` is in use with other parameters";
+        assert_eq!(said(used), expected(message, "x-request-id", "already_exists"));
+        let model = Status::not_found("header.model: `a` is not served here; `b` is");
+        assert_eq!(said(model), expected("model: `a` is not served here; `b` is", "model", "model_not_found"));
+        assert_eq!(Problem::unserved("a", "b").message(), "model: `a` is not served here; `b` is");
     }
 }

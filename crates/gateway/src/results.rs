@@ -1,17 +1,20 @@
 //! Pictures that were asked for as URLs: kept in memory for a while, under names that nobody can guess.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, header};
+use axum::extract::{FromRequestParts, Path, State};
+use axum::http::header;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::connection::Way;
 use crate::encode::Format;
-use crate::{Gateway, Problem, asker};
+use crate::{Gateway, Problem, asker, host};
 
 /// Where they are found.
 pub(crate) const PATH: &str = "/v1/images/results";
@@ -72,13 +75,21 @@ impl Results {
     }
 }
 
-/// What the URL of a picture begins with.
-pub(crate) fn base(gateway: &Gateway, headers: &HeaderMap) -> String {
-    if let Some(url) = gateway.public_url() {
-        return url.trim_end_matches('/').to_owned();
+/// What the URL of a picture begins with: the public URL, or how this request came here.
+pub(crate) struct Base(pub(crate) String);
+
+impl FromRequestParts<Gateway> for Base {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Infallible> {
+        if let Some(url) = gateway.public_url() {
+            return Ok(Base(url.trim_end_matches('/').to_owned()));
+        }
+        let encrypted = parts.extensions.get::<Way>().is_some_and(|way| way.encrypted);
+        let scheme = if encrypted { "https" } else { "http" };
+        let host = host::names(&parts.headers, &parts.uri).flatten().next().unwrap_or("localhost");
+        Ok(Base(format!("{scheme}://{host}")))
     }
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
-    format!("http://{host}")
 }
 
 /// A picture that was painted with `response_format: url`; its name is all it takes to see it.
@@ -120,5 +131,32 @@ mod tests {
         drop(left);
         // Larger than everything: it is not kept at all.
         assert!(results.get(&keep(11)).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_url_begins_as_the_request_came_here() {
+        let open = |public_url: Option<&str>| {
+            let (endpoints, public_url) = ("127.0.0.1:1".to_owned(), public_url.map(str::to_owned));
+            Gateway::new(crate::Options { endpoints, public_url, ..crate::Options::default() })
+        };
+        let gateway = open(None).unwrap();
+        let base = async |gateway: &Gateway, encrypted: bool, uri: &str, host: Option<&str>| {
+            let mut request = axum::http::Request::builder().uri(uri).header("x-forwarded-proto", "https");
+            request = request.header("x-forwarded-host", "evil.example");
+            if let Some(host) = host {
+                request = request.header(header::HOST, host);
+            }
+            let mut parts = request.body(()).unwrap().into_parts().0;
+            parts.extensions.insert(Way { encrypted, loopback: true });
+            Base::from_request_parts(&mut parts, gateway).await.unwrap().0
+        };
+        assert_eq!(base(&gateway, false, "/v1", Some("a:81")).await, "http://a:81");
+        assert_eq!(base(&gateway, true, "/v1", Some("a:81")).await, "https://a:81");
+        assert_eq!(base(&gateway, true, "https://b:82/v1", None).await, "https://b:82");
+        assert_eq!(base(&gateway, false, "https://b:82/v1", None).await, "http://b:82");
+        assert_eq!(base(&gateway, true, "https://b:82/v1", Some("a:81")).await, "https://a:81");
+        assert_eq!(base(&gateway, false, "/v1", None).await, "http://localhost");
+        let public = open(Some("https://c/janus/")).unwrap();
+        assert_eq!(base(&public, false, "/v1", Some("a:81")).await, "https://c/janus");
     }
 }

@@ -10,16 +10,25 @@ use janus_model::Checkpoint;
 use crate::args::{Check, Cli, Config, Node, Verb};
 use crate::failure::{Failure, Outcome};
 use crate::serve::{self, check_credentials, check_door};
-use crate::{checkpoint, coordinator, gateway, output, pull, worker};
+use crate::{checkpoint, coordinator, gateway, output, pull, telemetry, worker};
 
 pub(crate) fn run(args: Config) -> Outcome {
     let Config::Check(Check { command }) = args;
     let line = std::iter::once("janus".into()).chain(command);
     let cli = Cli::try_parse_from(line).map_err(|e| Failure::mistake(words(&e)))?;
     log_filter()?;
+    if let Some((sight, ..)) = cli.verb.sight() {
+        telemetry::check(sight)?;
+    }
     let what = match cli.verb {
         Verb::Coordinator(args) => {
             coordinator::security(&args)?;
+            args.keep.check()?;
+            apart(&[
+                ("--listen", Some(&args.listen)),
+                ("--health", args.node.health.as_ref()),
+                ("--metrics", args.node.sight.metrics.as_ref()),
+            ])?;
             node(&args.node)?;
             let operator = args.credentials.load()?;
             check_credentials(&args.listen, args.node.insecure, operator.as_deref())?;
@@ -27,6 +36,11 @@ pub(crate) fn run(args: Config) -> Outcome {
         }
         Verb::Worker(args) => {
             worker::security(&args)?;
+            apart(&[
+                ("--listen", Some(&args.listen)),
+                ("--health", args.node.health.as_ref()),
+                ("--metrics", args.node.sight.metrics.as_ref()),
+            ])?;
             node(&args.node)?;
             "worker"
         }
@@ -38,6 +52,7 @@ pub(crate) fn run(args: Config) -> Outcome {
         Verb::Gateway(args) => {
             let security = check_door(&args.listen, args.insecure, &args.tls)?;
             addresses("--endpoint", &args.endpoint)?;
+            apart(&[("--listen", Some(&args.listen)), ("--metrics", args.sight.metrics.as_ref())])?;
             gateway::open(args.endpoint, args.door, security)?;
             "gateway"
         }
@@ -99,6 +114,20 @@ fn node(node: &Node) -> Outcome {
         return Err(Failure::mistake("--name: must not be empty, nor contain `/`, `$` or a space"));
     }
     model(&node.model)
+}
+
+/// Two of a process's doors on one port: the second could not be opened.
+fn apart(doors: &[(&str, Option<&String>)]) -> Outcome {
+    let port =
+        |address: &str| address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()).filter(|port| *port > 0);
+    let mut taken = std::collections::BTreeMap::new();
+    for (flag, address) in doors {
+        let Some(port) = address.and_then(|address| port(address)) else { continue };
+        if let Some(other) = taken.insert(port, flag) {
+            return Err(Failure::mistake(format!("{flag}: port {port} is that of {other}")));
+        }
+    }
+    Ok(())
 }
 
 fn pem(file: &Path) -> Outcome {

@@ -40,9 +40,16 @@ use crate::{checkpoint, output, session};
 
 /// How long encoding and decoding may look for a node.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long running requests may take after a signal, if nobody can take over.
-const GRACE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(500);
+/// What clients call.
+const SERVICES: [&str; 6] = [
+    InferenceServer::<Front>::NAME,
+    JobsServer::<Front>::NAME,
+    BlobsServer::<Front>::NAME,
+    FilesServer::<Front>::NAME,
+    ClusterServer::<Front>::NAME,
+    TenantsServer::<Tenants>::NAME,
+];
 /// A leader says within this what it serves.
 const DESCRIBE: Duration = Duration::from_secs(5);
 
@@ -130,7 +137,8 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         front.observe();
         tenants.observe();
         let (health, health_service) = tonic_health::server::health_reporter();
-        report(&health, false).await;
+        report(&health, &SERVICES, false).await;
+        let (reflection, older) = reflection(&SERVICES)?;
         let given = WeightsService::new(&identity.cluster, &args.node.model, checkpoint.clone(), digest, &tensors);
         let mut server = janus_wire::server(&security).map_err(broken)?.layer(Pace);
         let router = server
@@ -142,14 +150,8 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
             .add_service(InterceptedService::new(tenants.clone().server(), tenants))
             .add_service(given.map_err(broken)?.server())
             .add_service(health_service)
-            .add_service(reflection(&[
-                InferenceServer::<Front>::NAME,
-                JobsServer::<Front>::NAME,
-                BlobsServer::<Front>::NAME,
-                FilesServer::<Front>::NAME,
-                ClusterServer::<Front>::NAME,
-                TenantsServer::<Tenants>::NAME,
-            ])?);
+            .add_service(reflection)
+            .add_service(older);
         let closing = CancellationToken::new();
         let until = closing.clone();
         let incoming = listener.behind(&security, Door::Public);
@@ -184,7 +186,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
                 }
             };
             tokio::select! {
-                _ = tokio::time::timeout(GRACE, finish) => {}
+                _ = tokio::time::timeout(Duration::from_secs(args.grace), finish) => {}
                 () = signals.any() => {}
             }
         }
@@ -339,7 +341,7 @@ async fn follow_readiness(
         let now = reign.borrow_and_update().clone();
         let mut ready = now.map(|reign| reign.ready);
         let serving = ready.as_mut().is_some_and(|r| *r.borrow_and_update()) && !draining.is_cancelled();
-        report(&health, serving).await;
+        report(&health, &SERVICES, serving).await;
         let changes = async {
             let changed = match &mut ready {
                 Some(ready) => ready.changed().await.is_ok(),

@@ -16,8 +16,6 @@ use crate::{output, session};
 
 /// Where the door of `janus serve` is if nobody says otherwise.
 const USUAL: &str = "127.0.0.1:8080";
-/// How long requests may take after a signal.
-const GRACE: Duration = Duration::from_secs(60);
 /// How long their last bytes may take, once what answers them is gone.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -32,7 +30,7 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
         telemetry.announce();
         signals.any().await;
         tokio::select! {
-            () = running.stop(GRACE) => {}
+            () = running.stop(Duration::from_secs(args.grace)) => {}
             () = signals.any() => {}
         }
         Ok(())
@@ -41,11 +39,12 @@ pub(crate) fn run(args: Args, telemetry: &Telemetry) -> Outcome {
 
 /// A gateway with what the command line says.
 pub(crate) fn open(endpoints: String, door: Door, security: Security) -> Outcome<Gateway> {
-    let Door { image_hosts, public_url } = door;
-    let options = Options { endpoints, security, image_hosts, public_url, private_images: false };
+    let Door { image_hosts, public_url, allow_hosts } = door;
+    let options = Options { endpoints, security, image_hosts, public_url, allow_hosts, private_images: false };
     Gateway::new(options).map_err(|error| match error {
         janus_gateway::Error::Wire(error) => Failure::mistake(format!("--endpoint: {error}")),
         error @ janus_gateway::Error::ImageHost { .. } => Failure::mistake(format!("--image-host: {error}")),
+        error @ janus_gateway::Error::AllowHost { .. } => Failure::mistake(format!("--allow-host: {error}")),
         error @ janus_gateway::Error::PublicUrl { .. } => Failure::mistake(format!("--public-url: {error}")),
     })
 }

@@ -34,7 +34,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
+use tonic_reflection::server::{v1, v1alpha};
 
 use crate::certs;
 use crate::failure::{Failure, Outcome};
@@ -195,7 +195,7 @@ impl Local {
         let decoder = DecoderService::start(named("decoder-0"), checkpoint.clone(), pool.clone(), weights, needs.vq_decoder);
         let decoder = decoder.map_err(Failure::mistake)?;
         if needs.previews {
-            decoder.prepare();
+            decoder.prepare().await;
         }
         decoders.push(spawn(&security, |server| server.add_service(decoder.server()), &shutdown).await?.to_string());
 
@@ -256,13 +256,13 @@ impl Local {
         };
 
         let (health, health_service) = tonic_health::server::health_reporter();
-        report(&health, false).await;
         let mut services = vec![InferenceServer::<Coordinator>::NAME, ClusterServer::<Alone>::NAME];
         services.push(TenantsServer::<Tenants>::NAME);
         services.extend(
             jobs.iter().flat_map(|_| [JobsServer::<Jobs>::NAME, BlobsServer::<Jobs>::NAME, FilesServer::<Jobs>::NAME]),
         );
-        let reflection = reflection(&services)?;
+        report(&health, &services, false).await;
+        let (reflection, older) = reflection(&services)?;
         let mut router = janus_wire::server(&options.security).map_err(Failure::mistake)?.layer(Pace);
         let router = router
             .add_service(InterceptedService::new(coordinator.clone().server(), tenants.clone()))
@@ -271,7 +271,7 @@ impl Local {
             .add_optional_service(jobs.clone().map(|jobs| InterceptedService::new(jobs.blobs(), tenants.clone())))
             .add_optional_service(jobs.clone().map(|jobs| InterceptedService::new(jobs.files(), tenants.clone())))
             .add_optional_service(jobs.map(|jobs| InterceptedService::new(jobs.server(), tenants)));
-        let router = router.add_service(health_service).add_service(reflection);
+        let router = router.add_service(health_service).add_service(reflection).add_service(older);
         let closing = CancellationToken::new();
         let until = closing.clone();
         let incoming = public.behind(&options.security, Door::Public);
@@ -282,11 +282,11 @@ impl Local {
         });
 
         // Health follows readiness: a canary, or nothing.
-        let (mut ready, drain, reporter) = (driver.ready(), draining.clone(), health.clone());
+        let (mut ready, drain, reporter, all) = (driver.ready(), draining.clone(), health.clone(), services.clone());
         tokio::spawn(async move {
             loop {
                 let serving = *ready.borrow_and_update() && !drain.is_cancelled();
-                report(&reporter, serving).await;
+                report(&reporter, &all, serving).await;
                 tokio::select! {
                     changed = ready.changed() => if changed.is_err() { break },
                     () = drain.cancelled(), if !drain.is_cancelled() => {}
@@ -298,7 +298,7 @@ impl Local {
         let local = Local { address, driver, coordinator, draining, closing, serving, shutdown, _forgotten };
         local.ready().await?;
         // Whoever is told that we are ready must find us healthy.
-        report(&health, true).await;
+        report(&health, &services, true).await;
         Ok(local)
     }
 
@@ -414,23 +414,31 @@ async fn keep_jobs(
     Ok((jobs, forgotten))
 }
 
-/// Reflection of these services and of health; the descriptors hold the nodes' services too, which are not served here.
-pub(crate) fn reflection(services: &[&str]) -> Outcome<ServerReflectionServer<impl ServerReflection + use<>>> {
-    let mut builder = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .with_service_name("grpc.health.v1.Health");
-    for service in services {
-        builder = builder.with_service_name(*service);
-    }
-    builder.build_v1().map_err(broken)
+/// Reflection of these services and of health, as tools ask for it now and as some still do (v1alpha); the descriptors hold the
+/// nodes' services too, which are not served here.
+#[allow(clippy::type_complexity)]
+pub(crate) fn reflection(
+    services: &[&str],
+) -> Outcome<(
+    v1::ServerReflectionServer<impl v1::ServerReflection + use<>>,
+    v1alpha::ServerReflectionServer<impl v1alpha::ServerReflection + use<>>,
+)> {
+    let builder = || {
+        let builder = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name("grpc.health.v1.Health");
+        services.iter().fold(builder, |builder, service| builder.with_service_name(*service))
+    };
+    Ok((builder().build_v1().map_err(broken)?, builder().build_v1alpha().map_err(broken)?))
 }
 
-/// Health of the public service, and of the process as a whole.
-pub(crate) async fn report(health: &HealthReporter, serving: bool) {
+/// Health of these services, and of the process as a whole.
+pub(crate) async fn report(health: &HealthReporter, services: &[&str], serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-    health.set_service_status(InferenceServer::<Coordinator>::NAME, status).await;
-    health.set_service_status("", status).await;
+    for service in services.iter().chain(&[""]) {
+        health.set_service_status(*service, status).await;
+    }
 }
 
 impl Drop for Local {

@@ -14,12 +14,9 @@ use crate::local::{Local, Needs, Options};
 use crate::telemetry::Telemetry;
 use crate::{checkpoint, gateway, output, session};
 
-/// How long running requests may take after a signal.
-const GRACE: Duration = Duration::from_secs(60);
-
 pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
     let (security, operator) = check(&args)?;
-    let (keyed, lasting) = (operator.is_some(), args.state.is_some());
+    let (keyed, lasting, grace) = (operator.is_some(), args.state.is_some(), Duration::from_secs(args.grace));
     let checkpoint = Checkpoint::open(checkpoint::files(&args.here.model)?)?;
     let options = Options {
         listen: args.listen,
@@ -65,7 +62,7 @@ pub(crate) fn run(args: Serve, telemetry: &Telemetry) -> Outcome {
         eprintln!("janus: finishing what runs; a second signal ends it at once");
         let finish = async {
             door.iter().for_each(gateway::Running::close);
-            local.stop(GRACE).await;
+            local.stop(grace).await;
             if let Some(door) = door {
                 door.flush().await;
             }

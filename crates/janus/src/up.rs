@@ -352,6 +352,7 @@ fn door(args: &Up, exe: &Path, endpoints: &str, http: &SocketAddr, papers: Optio
     flag("--endpoint", endpoints);
     args.door.image_hosts.iter().for_each(|host| flag("--image-host", host));
     args.door.public_url.iter().for_each(|url| flag("--public-url", url));
+    args.door.allow_hosts.iter().for_each(|host| flag("--allow-host", host));
     if args.insecure {
         command.push("--insecure".into());
     }

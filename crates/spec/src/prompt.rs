@@ -110,7 +110,8 @@ impl Tokenizer {
     /// system prompt, an empty one leaves it out; a first message of [`Role::System`] does the same.
     ///
     /// # Errors
-    /// The messages make no conversation, a text is empty or holds special tokens, or the prompt does not fit.
+    /// The messages make no conversation, one has neither text nor picture, a text holds special tokens, or the prompt does
+    /// not fit.
     pub fn chat_prompt(&self, messages: &[Message], system: Option<&str>) -> Result<Prompt> {
         let (own_system, turns) = split_system(messages)?;
         let first = messages.len() - turns.len();
@@ -151,9 +152,6 @@ impl Tokenizer {
                     index: messages.len() - 1,
                     problem: "the last message must be the user's",
                 });
-            }
-            Some(last) if !last.parts.iter().any(|part| matches!(part, Part::Text(t) if !strip(t).is_empty())) => {
-                return Err(Error::EmptyPrompt);
             }
             Some(_) => {}
         }

@@ -174,7 +174,12 @@ fn empty_prompts_are_refused() {
         }
         assert!(matches!(tokenizer.raw_prompt(empty), Err(Error::EmptyPrompt)));
         assert!(matches!(tokenizer.chat_prompt(&question(empty), None), Err(Error::EmptyPrompt)));
-        assert!(matches!(tokenizer.chat_prompt(&[user(vec![Part::Image, says(empty)])], None), Err(Error::EmptyPrompt)));
+        // A picture says something by itself.
+        let shown = tokenizer.raw_prompt("<|User|>: <image_placeholder>\n\n<|Assistant|>:").unwrap();
+        assert_eq!(tokenizer.chat_prompt(&[user(vec![Part::Image, says(empty)])], Some("")).unwrap(), shown);
+        assert_eq!(tokenizer.chat_prompt(&[user(vec![Part::Image])], Some("")).unwrap(), shown);
+        let silent = [Message::text(Role::User, "a"), Message::text(Role::Assistant, "b"), Message::text(Role::User, empty)];
+        assert!(matches!(tokenizer.chat_prompt(&silent, None), Err(Error::Conversation { index: 2, .. })));
     }
     assert!(matches!(tokenizer.chat_prompt(&[], None), Err(Error::EmptyPrompt)));
     assert!(matches!(tokenizer.chat_prompt(&[Message::text(Role::System, "x")], None), Err(Error::EmptyPrompt)));

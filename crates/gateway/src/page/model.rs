@@ -1,7 +1,7 @@
 //! What is served, with the colours of its codes.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use janus_wire::v1::DescribeModelRequest;
@@ -9,6 +9,7 @@ use janus_wire::v1::inference_client::InferenceClient;
 use serde::{Deserialize, Serialize};
 
 use super::PATIENCE;
+use crate::query::Query;
 use crate::{Asker, Gateway, Problem};
 
 #[derive(Deserialize)]

@@ -90,6 +90,9 @@ pub(crate) struct Coordinator {
     /// Seconds between two records of the token logs
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) log_every: u64,
+    /// Seconds that what runs may take after SIGTERM, where no other coordinator can take it over
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) grace: u64,
     /// Seconds for which the answer to a finished request can be read again
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub(crate) keep_results: u64,

@@ -14,6 +14,10 @@ pub(crate) struct Door {
     /// How clients reach the HTTP door, for the URLs of pictures [default: what each request says]
     #[arg(long, value_name = "URL")]
     pub(crate) public_url: Option<String>,
+    /// A name (`janus.lan`) that clients may ask for on this machine where no key is needed; repeat it for several
+    /// [default: none beside localhost, addresses and the public URL's]
+    #[arg(long = "allow-host", value_name = "NAME[,..]", value_delimiter = ',')]
+    pub(crate) allow_hosts: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -27,6 +31,9 @@ pub(crate) struct Gateway {
     /// Listen beyond this machine without encryption
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Seconds that requests under way may take after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) grace: u64,
     #[command(flatten)]
     pub(crate) door: Door,
     #[command(flatten)]

@@ -140,6 +140,9 @@ pub(crate) struct Serve {
     pub(crate) tls: Tls,
     #[command(flatten)]
     pub(crate) sight: Sight,
+    /// Seconds that requests under way may take after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) grace: u64,
     /// Where jobs and their state are kept; with the same directory they go on where they were [default: forgotten at the
     /// end]
     #[arg(long, value_name = "DIR")]

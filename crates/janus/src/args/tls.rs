@@ -35,7 +35,7 @@ pub(crate) struct Certs {
     #[arg(long, value_name = "NAME", requires = "role", value_parser = name)]
     pub(crate) name: Option<String>,
     /// Names and addresses at which clients without a certificate find its bearer
-    #[arg(long, value_name = "HOST|IP[,..]", value_delimiter = ',', default_value = "localhost,127.0.0.1,::1")]
+    #[arg(long, value_name = "HOST|IP[,..]", value_delimiter = ',', default_value = "localhost,127.0.0.1,::1", value_parser = host)]
     pub(crate) host: Vec<String>,
     /// Days until it expires
     #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
@@ -43,6 +43,18 @@ pub(crate) struct Certs {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// An address, or a name as a certificate can have it; the first label may be `*`.
+fn host(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    match text.parse::<std::net::IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(label)) {
+        true => Ok(text.to_owned()),
+        false => Err("must be a host's name or an address".to_owned()),
+    }
 }
 
 fn role(text: &str) -> Result<Role, String> {

@@ -44,20 +44,29 @@ fn stored_token() -> Option<String> {
     if yes("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
         return None;
     }
-    let file = var("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home()?.join("token")))?;
+    let file = folder("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
     let text = std::fs::read_to_string(file).ok()?;
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
+/// A folder that a variable names; `~` is the user's, as the hub's library has it.
+fn folder(name: &str) -> Option<PathBuf> {
+    let named = PathBuf::from(var(name)?);
+    match named.strip_prefix("~") {
+        Ok(rest) => Some(PathBuf::from(var("HOME")?).join(rest)),
+        Err(_) => Some(named),
+    }
+}
+
 /// HF_HOME, else `huggingface` in the user's cache.
 fn home() -> Option<PathBuf> {
-    let cache = || var("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(var("HOME")?).join(".cache")));
-    var("HF_HOME").map(PathBuf::from).or_else(|| Some(cache()?.join("huggingface")))
+    let cache = || folder("XDG_CACHE_HOME").or_else(|| Some(PathBuf::from(var("HOME")?).join(".cache")));
+    folder("HF_HOME").or_else(|| Some(cache()?.join("huggingface")))
 }
 
 /// The folder that models are kept in: HF_HUB_CACHE, else `hub` in HF_HOME.
 pub(crate) fn cache() -> Outcome<PathBuf> {
-    let named = var("HF_HUB_CACHE").or_else(|| var("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+    let named = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
     let found = named.or_else(|| Some(home()?.join("hub")));
     found.ok_or_else(|| Failure::mistake("no place for models: set HF_HOME or HF_HUB_CACHE (there is no HOME either)"))
 }

@@ -96,6 +96,11 @@ pub(super) fn to(url: &str) -> Outcome<(BatchSpanProcessor, PeriodicReader<impl 
 }
 
 fn channel(url: &str) -> Outcome<Channel> {
+    Ok(endpoint(url)?.connect_lazy())
+}
+
+/// The collector at `url`.
+pub(super) fn endpoint(url: &str) -> Outcome<Endpoint> {
     let wrong =
         |reason: String| Failure::mistake(format!("--otlp {url}: {reason}; expected something like http://127.0.0.1:4317"));
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| wrong(e.to_string()))?;
@@ -111,5 +116,5 @@ fn channel(url: &str) -> Outcome<Channel> {
         }
         _ => return Err(wrong("it is no URL of http or https".to_owned())),
     };
-    Ok(endpoint.connect_timeout(ANSWER).timeout(ANSWER).connect_lazy())
+    Ok(endpoint.connect_timeout(ANSWER).timeout(ANSWER))
 }

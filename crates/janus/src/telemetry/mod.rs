@@ -7,7 +7,7 @@ mod process;
 mod scrape;
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use opentelemetry::{KeyValue, global};
@@ -40,6 +40,17 @@ pub(crate) struct Telemetry {
     tracers: Option<SdkTracerProvider>,
     /// Sends and answers on a thread of its own; the last to go.
     _runtime: Option<Runtime>,
+}
+
+/// What is wrong with the flags, without anything that is started.
+///
+/// # Errors
+/// A collector's URL or certificate, or an address of metrics, that cannot be used.
+pub(crate) fn check(sight: &Sight) -> Outcome {
+    if let Some(address) = &sight.metrics {
+        address.to_socket_addrs().map_err(|e| Failure::mistake(format!("--metrics {address}: {e}; expected host:port")))?;
+    }
+    sight.collector().map_or(Ok(()), |url| export::endpoint(&url).map(drop))
 }
 
 /// Log lines alone, from `level` on or what JANUS_LOG asks for.
