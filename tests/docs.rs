@@ -3,9 +3,13 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use support::{binary, repository, tiny};
 use tempfile::{TempDir, tempdir};
@@ -16,13 +20,13 @@ fn document(name: &str) -> String {
     std::fs::read_to_string(repository().join(name)).unwrap()
 }
 
-/// Bodies of the blocks fenced as `sh`.
-fn blocks(text: &str) -> Vec<String> {
+/// Bodies of the blocks fenced as `language`.
+fn blocks(text: &str, language: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut open: Option<String> = None;
     for line in text.lines() {
         match &mut open {
-            None if line == "```sh" => open = Some(String::new()),
+            None if line.strip_prefix("```") == Some(language) => open = Some(String::new()),
             None => {}
             Some(_) if line == "```" => blocks.extend(open.take()),
             Some(body) => body.push_str(&format!("{line}\n")),
@@ -48,6 +52,10 @@ fn desk() -> TempDir {
     let cargo = "#!/bin/sh\n[ \"$1 $2 $3\" = 'run --release --' ] || exit 9\nshift 3\nexec janus \"$@\"\n";
     std::fs::write(bin.join("cargo"), cargo).unwrap();
     std::fs::set_permissions(bin.join("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    // `janus up` starts an etcd that it finds on the PATH.
+    if let Some(etcd) = std::env::var_os("JANUS_ETCD_35") {
+        symlink(etcd, bin.join("etcd")).unwrap();
+    }
     symlink(tiny("original-bin"), dir.path().join("Janus-Pro-1B")).unwrap();
     symlink(repository().join("deploy"), dir.path().join("deploy")).unwrap();
     dir
@@ -66,7 +74,7 @@ fn commands_of_the_documents_run_as_written() {
     let dir = desk();
     let mut ran = 0;
     for name in ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/install.md", "docs/sizing.md"] {
-        for block in blocks(&document(name)).iter().filter(|block| is_cheap(block)) {
+        for block in blocks(&document(name), "sh").iter().filter(|block| is_cheap(block)) {
             run(dir.path(), block);
             ran += block.lines().count();
         }
@@ -74,9 +82,104 @@ fn commands_of_the_documents_run_as_written() {
     assert!(ran >= 6, "only {ran} commands were found");
 }
 
+/// Sessions of the README that need this machine alone: those with a server, at the ports that it has by default.
+#[test]
+fn sessions_of_the_readme_go_as_written() {
+    let text = document("README.md");
+    let sessions = blocks(&text, "console").into_iter().filter(|block| Session::serves(block) && !block.contains("10.0.0."));
+    let mut played = 0;
+    for session in sessions {
+        // Two sessions want the same ports, and so would a server that runs here.
+        for port in [7070, 7071] {
+            drop(TcpListener::bind(("127.0.0.1", port)).unwrap_or_else(|e| panic!("port {port}: {e}")));
+        }
+        Session { dir: desk(), servers: Vec::new(), learnt: Vec::new() }.play(&session);
+        played += 1;
+    }
+    assert!(played >= 3, "only {played} sessions were found");
+}
+
+/// What stands in a block fenced as `console`: after `$` a command, and below it what it prints, with `...` for anything.
+struct Session {
+    dir: TempDir,
+    servers: Vec<Child>,
+    /// What was printed where the document has `...`, for the commands that follow.
+    learnt: Vec<(String, String)>,
+}
+
+impl Session {
+    fn serves(block: &str) -> bool {
+        block.lines().any(|line| Self::server(line.trim_start_matches("$ ")))
+    }
+
+    fn server(command: &str) -> bool {
+        command.starts_with("janus serve") || command.starts_with("janus up")
+    }
+
+    fn play(mut self, block: &str) {
+        for step in block.split("$ ").skip(1) {
+            let (command, printed) = step.split_once('\n').unwrap();
+            let command = self.learnt.iter().fold(command.to_owned(), |command, (shown, real)| command.replace(shown, real));
+            let path = format!("{}:{}", self.dir.path().join("bin").display(), std::env::var("PATH").unwrap());
+            let mut shell = Command::new("sh");
+            shell.current_dir(self.dir.path()).env("PATH", path).stdin(Stdio::null());
+            if Self::server(&command) {
+                // The signal that ends it is for itself.
+                shell.args(["-euc", &format!("exec {command}")]).stdout(Stdio::piped()).stderr(Stdio::null());
+                let mut server = shell.spawn().unwrap();
+                let said = BufReader::new(server.stdout.take().unwrap()).lines().map_while(Result::ok);
+                self.servers.push(server);
+                // It says what the document has, or at least that it is ready.
+                let wanted = printed.lines().next().unwrap_or("ready ...");
+                let (tell, ready) = mpsc::channel();
+                let line = wanted.to_owned();
+                std::thread::spawn(move || {
+                    for said in said {
+                        if Self::same(&line, &said).is_some() {
+                            let _ = tell.send(());
+                        }
+                    }
+                });
+                ready.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|e| panic!("{command}: no `{wanted}`: {e}"));
+                continue;
+            }
+            let output = shell.args(["-euc", &command]).output().unwrap();
+            assert!(output.status.success(), "{command}\n{}", String::from_utf8_lossy(&output.stderr));
+            let said = String::from_utf8(output.stdout).unwrap();
+            for (wanted, said) in printed.lines().zip(said.lines().chain(std::iter::repeat(""))) {
+                let real = Self::same(wanted, said).unwrap_or_else(|| panic!("{command}: `{said}` is not `{wanted}`"));
+                if wanted.contains("...") {
+                    self.learnt.push((wanted.to_owned(), real));
+                }
+            }
+        }
+    }
+
+    /// What was printed, if it is what the document has.
+    fn same(wanted: &str, said: &str) -> Option<String> {
+        let fits = match wanted.split_once("...") {
+            Some((before, after)) => said.starts_with(before) && said.ends_with(after),
+            None => said == wanted,
+        };
+        fits.then(|| said.to_owned())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            let _ = Command::new("kill").args(["-TERM", &server.id().to_string()]).status();
+            let _ = server.wait();
+        }
+    }
+}
+
 #[test]
 fn command_one_paints_what_was_asked() {
-    assert!(blocks(&document("README.md")).iter().any(|block| block.trim() == COMMAND_ONE), "README.md lost command one");
+    assert!(
+        blocks(&document("README.md"), "sh").iter().any(|block| block.trim() == COMMAND_ONE),
+        "README.md lost command one"
+    );
     let dir = desk();
     run(dir.path(), COMMAND_ONE);
     let picture = image::open(dir.path().join("janus-0.png")).unwrap().into_rgb8();
@@ -136,7 +239,10 @@ fn the_scorer_of_command_one_tells_shapes_apart() {
 
 #[test]
 fn ci_runs_command_two_and_nothing_else() {
-    assert!(blocks(&document("README.md")).iter().any(|block| block.trim() == "tests/run"), "README.md lost command two");
+    assert!(
+        blocks(&document("README.md"), "sh").iter().any(|block| block.trim() == "tests/run"),
+        "README.md lost command two"
+    );
     let script = document(".ci/run");
     let commands: Vec<&str> = script.lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(commands, ["set -e", "cd \"$(dirname \"$0\")/..\"", "tests/run"]);

@@ -287,6 +287,10 @@ class EveryValuesFile(unittest.TestCase):
                 for port in service["spec"]["ports"]:
                     self.assertTrue(any(port["targetPort"] in ports for ports in chosen), name_of(service))
 
+    def test_the_url_of_a_picture_leads_to_the_gateway_that_keeps_it(self):
+        seen = [o["spec"]["sessionAffinity"] for _, objects in self.each() for o in of(objects, "Service") if role(o) == "gateway"]
+        self.assertTrue(seen and set(seen) == {"ClientIP"}, seen)
+
     def test_a_service_says_what_its_port_speaks(self):
         for name, objects in self.each():
             plain = values(name).get("tls", {}).get("mode") == "none"
