@@ -101,6 +101,17 @@ fn a_model_is_fetched_once_and_used_by_its_name() {
 }
 
 #[test]
+fn a_tilde_is_the_users_folder() {
+    let hub = Hub::of(&tiny("transformers"));
+    let home = Home::new(&hub);
+    let user = home.dir.path().join("user");
+    let env = [("HOME", user.to_str().unwrap()), ("HF_HOME", "~/hf")];
+    let run = home.janus(&["pull", REPO], &env);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(user.join("hf/hub").is_dir() && !home.dir.path().join("~").exists(), "{run:?}");
+}
+
+#[test]
 fn a_hub_that_lists_names_alone_is_asked_for_sums() {
     let hub = Hub::of(&tiny("transformers"));
     hub.inside().terse = true;

@@ -96,6 +96,25 @@ fn certificates_that_do_not_fit_are_refused_before_anything_starts() {
         refused(&check, "a server needs a certificate");
         assert_eq!(run.stderr, check.stderr, "{verb}");
     }
-    let key = ["config", "check", "--", "serve", "--operator-key-file", "missing"];
-    refused(&janus(dir.path(), &key), "--operator-key-file missing");
+    let check = |args: &[&str]| janus(dir.path(), &[&["config", "check", "--"][..], args].concat());
+    let coordinator = ["coordinator", "--etcd", "http://127.0.0.1:2379"];
+    let folder = format!("file://{}", dir.path().join("jobs").display());
+    for (args, words) in [
+        (&["serve", "--operator-key-file", "missing"][..], "--operator-key-file missing"),
+        (&["serve", "--otlp", "nonsense"], "--otlp nonsense"),
+        (&["gateway", "--metrics", "nonsense"], "--metrics nonsense"),
+        (
+            &["gateway", "--listen", "127.0.0.1:8080", "--metrics", "127.0.0.1:8080"],
+            "--metrics: port 8080 is that of --listen",
+        ),
+        (&["gateway", "--allow-host", "a/b"], "--allow-host"),
+        (&[&coordinator[..], &["--jobs", "ftp://a/b"]].concat(), "--jobs ftp://a/b"),
+        (&[&coordinator[..], &["--jobs", "s3:/x"]].concat(), "--jobs s3:/x"),
+        (&[&coordinator[..], &["--health", "127.0.0.1:7070"]].concat(), "--health: port 7070 is that of --listen"),
+        (&["certs", "--host", "a b"], "must be a host's name or an address"),
+    ] {
+        refused(&check(args), words);
+    }
+    let sound = check(&[&coordinator[..], &["--jobs", &folder, "--otlp", "http://collector:4317"]].concat());
+    assert!(sound.code == Some(0) && !dir.path().join("jobs").exists(), "{sound:?}");
 }

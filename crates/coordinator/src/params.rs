@@ -69,17 +69,28 @@ pub(crate) fn image_sampling(request: &GenerateImageRequest, defaults: &Generati
         .map(|sampling| Sampling { cfg_weight, ..sampling })
 }
 
-/// Sampling without guidance.
-pub(crate) fn sampling(temperature: f32, top_k: Option<u32>, top_p: Option<f32>, seed: u64) -> Result<Sampling, Status> {
-    if !(temperature.is_finite() && temperature >= 0.0) {
-        return Err(invalid("temperature", format!("{temperature} must be a finite number of at least 0")));
+/// Refuses what nothing can be sampled with; `field` says what a parameter is called.
+pub(crate) fn check_sampling(
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    field: impl Fn(&str) -> String,
+) -> Result<(), Status> {
+    if let Some(t) = temperature.filter(|t| !(t.is_finite() && *t >= 0.0)) {
+        return Err(invalid(&field("temperature"), format!("{t} must be a finite number of at least 0")));
     }
     if top_k == Some(0) {
-        return Err(invalid("top_k", "0 leaves nothing to sample from; leave it out for all ids"));
+        return Err(invalid(&field("top_k"), "0 leaves nothing to sample from; leave it out for all ids"));
     }
+    match top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+        Some(p) => Err(invalid(&field("top_p"), format!("{p} must be above 0 and at most 1"))),
+        None => Ok(()),
+    }
+}
+
+/// Sampling without guidance.
+pub(crate) fn sampling(temperature: f32, top_k: Option<u32>, top_p: Option<f32>, seed: u64) -> Result<Sampling, Status> {
+    check_sampling(Some(temperature), top_k, top_p, str::to_owned)?;
     let top_p = top_p.unwrap_or(1.0);
-    if !(top_p > 0.0 && top_p <= 1.0) {
-        return Err(invalid("top_p", format!("{top_p} must be above 0 and at most 1")));
-    }
     Ok(Sampling { temperature, top_k: top_k.unwrap_or(0), top_p, seed, cfg_weight: 1.0 })
 }

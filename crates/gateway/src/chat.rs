@@ -387,11 +387,7 @@ pub(crate) fn said(given: Option<Vec<Message>>) -> Result<(Vec<v1::Message>, Vec
 
 /// Puts pictures in their places.
 pub(crate) fn show(messages: &mut [v1::Message], pictures: Vec<v1::Image>) {
-    let parts = messages.iter_mut().flat_map(|message| &mut message.parts);
-    let places = parts.filter_map(|part| match &mut part.part {
-        Some(v1::part::Part::Image(image)) => Some(image),
-        _ => None,
-    });
+    let places = messages.iter_mut().flat_map(v1::Message::images_mut);
     places.zip(pictures).for_each(|(place, picture)| *place = picture);
 }
 

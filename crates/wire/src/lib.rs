@@ -18,6 +18,7 @@ pub mod hello;
 pub mod limits;
 mod line;
 mod listener;
+mod message;
 mod paced;
 mod security;
 pub mod status;

@@ -57,6 +57,8 @@ impl Weights {
 struct Painter {
     weights: Arc<Weights>,
     pool: Arc<Pool>,
+    /// What codes look like, as far as it is found out.
+    fit: Option<PaletteFit>,
 }
 
 impl Painter {
@@ -64,41 +66,10 @@ impl Painter {
         let decoder = self.weights.decoder()?;
         self.weights.picture(&decoder, &self.pool, ids, stop)
     }
-}
-
-/// What finds out colours and paints unfinished pictures: one thread. Once it has the colours, without which nothing can be
-/// seen of a picture, it takes what others leave: it has the lowest priority, also where the steps of pictures are computed on
-/// the same cores.
-struct Sketcher {
-    weights: Arc<Weights>,
-    pool: Pool,
-    /// As far as it is.
-    fit: Option<PaletteFit>,
-    /// It has the lowest priority.
-    back: bool,
-}
-
-impl Sketcher {
-    /// Gives the calling thread the lowest priority there is, for good.
-    fn step_back(&mut self) {
-        if std::mem::replace(&mut self.back, true) {
-            return;
-        }
-        // On Linux no process means this thread. What cannot be lowered runs as everything else does.
-        if let Err(error) = rustix::process::setpriority_process(None, 19) {
-            tracing::info!(%error, "the thread that sketches keeps its priority");
-        }
-    }
-
-    fn paint(&mut self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
-        self.step_back();
-        let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
-        self.weights.picture(&decoder, &self.pool, ids, stop)
-    }
 
     /// Goes on with the palette by at most one decode; the palette, when it is known.
     fn palette(&mut self, stop: impl Fn() -> bool) -> Result<Option<Bytes>, Error> {
-        let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
+        let decoder = self.weights.decoder()?;
         let mut fit = match self.fit.take() {
             Some(fit) => fit,
             None => PaletteFit::new(&decoder)?,
@@ -107,8 +78,29 @@ impl Sketcher {
             self.fit = Some(fit);
             return Ok(None);
         }
-        self.step_back();
         Ok(Some(fit.finish(&decoder).into()))
+    }
+}
+
+/// What paints unfinished pictures: one thread of the lowest priority, so that it takes what others leave, also where the
+/// steps of pictures are computed on the same cores.
+struct Sketcher {
+    weights: Arc<Weights>,
+    pool: Pool,
+}
+
+impl Sketcher {
+    /// Gives the calling thread the lowest priority there is.
+    fn step_back(&mut self) {
+        // On Linux no process means this thread. What cannot be lowered runs as everything else does.
+        if let Err(error) = rustix::process::setpriority_process(None, 19) {
+            tracing::info!(%error, "the thread that sketches keeps its priority");
+        }
+    }
+
+    fn paint(&self, ids: &[u32], stop: impl Fn() -> bool) -> Result<image::Rgb8, Error> {
+        let decoder = self.weights.loaded().ok_or(Error::GaveWay)?;
+        self.weights.picture(&decoder, &self.pool, ids, stop)
     }
 }
 
@@ -217,9 +209,9 @@ impl DecoderService {
         if eager {
             weights.decoder()?;
         }
-        let sketcher = Sketcher { weights: weights.clone(), pool: Pool::new(1), fit: None, back: false };
-        let sketcher = ComputeThread::start("sketcher", 1, sketcher)?;
-        let painter = Painter { weights, pool };
+        let sketcher = Sketcher { weights: weights.clone(), pool: Pool::new(1) };
+        let sketcher = ComputeThread::start_with("sketcher", 1, sketcher, Sketcher::step_back)?;
+        let painter = Painter { weights, pool, fit: None };
         let painter = ComputeThread::start_with("decoder", QUEUE, painter, |painter| {
             painter.pool.pin();
         })?;
@@ -241,13 +233,11 @@ impl DecoderService {
     }
 
     async fn fit(&self) -> Result<Bytes, Error> {
-        // Nobody of low priority loads what others would wait for.
-        self.painter.call(|painter| painter.weights.decoder().map(drop)).await??;
         loop {
             self.finals.over().await;
             let finals = self.finals.clone();
             // One job for each decode: what waits gets its turn between two.
-            if let Some(rgb) = self.sketcher.call(move |sketcher| sketcher.palette(|| finals.any())).await?? {
+            if let Some(rgb) = self.painter.call(move |painter| painter.palette(|| finals.any())).await?? {
                 return Ok(rgb);
             }
         }

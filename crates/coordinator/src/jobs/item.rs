@@ -41,7 +41,7 @@ pub(super) fn check(item: &v1::JobItem, number: u64) -> Result<(), Status> {
             if paint.init_image.is_empty() && paint.keep_rows > 0 {
                 return Err(invalid(&field("keep_rows"), "needs init_image, whose rows are kept"));
             }
-            sampling(paint.temperature, paint.top_k, paint.top_p, &field)
+            params::check_sampling(paint.temperature, paint.top_k, paint.top_p, field)
         }
         Some(job_item::Work::Ask(ask)) => {
             if ask.question.len() > MAX_PROMPT {
@@ -52,7 +52,7 @@ pub(super) fn check(item: &v1::JobItem, number: u64) -> Result<(), Status> {
                 return Err(invalid(&field("images"), format!("takes at most {MAX_IMAGES} digests of 32 bytes")));
             }
             conversation(ask, &field)?;
-            sampling(ask.temperature, ask.top_k, ask.top_p, &field)
+            params::check_sampling(ask.temperature, ask.top_k, ask.top_p, field)
         }
         None => Err(invalid(&field("work"), "is missing: an item paints or asks")),
     }
@@ -66,53 +66,22 @@ fn conversation(ask: &v1::AskItem, field: &impl Fn(&str) -> String) -> Result<()
     if !ask.question.is_empty() || !ask.images.is_empty() {
         return Err(invalid(&field("messages"), "are instead of a question and its images"));
     }
-    let (mut bytes, mut images) = (0, 0);
-    for part in parts(ask) {
-        match part {
-            v1::part::Part::Text(text) => bytes += text.len(),
-            v1::part::Part::Image(image) if image.data.is_empty() && image.sha256.len() == 32 => images += 1,
-            v1::part::Part::Image(_) => {
-                return Err(invalid(&field("messages"), "name their pictures by digests of 32 bytes"));
-            }
-        }
+    if !images(ask).all(|image| image.data.is_empty() && image.sha256.len() == 32) {
+        return Err(invalid(&field("messages"), "name their pictures by digests of 32 bytes"));
     }
+    let bytes = ask.messages.iter().map(prost::Message::encoded_len).sum::<usize>();
     if bytes > MAX_PROMPT {
         return Err(invalid(&field("messages"), format!("{bytes} bytes are more than {MAX_PROMPT}")));
     }
-    match images > MAX_IMAGES {
+    match images(ask).count() > MAX_IMAGES {
         true => Err(invalid(&field("messages"), format!("take at most {MAX_IMAGES} pictures"))),
         false => Ok(()),
     }
 }
 
-fn sampling(
-    temperature: Option<f32>,
-    top_k: Option<u32>,
-    top_p: Option<f32>,
-    field: &impl Fn(&str) -> String,
-) -> Result<(), Status> {
-    if !temperature.is_none_or(|t| t.is_finite() && t >= 0.0) {
-        return Err(invalid(&field("temperature"), "must be a finite number of at least 0"));
-    }
-    if top_k == Some(0) {
-        return Err(invalid(&field("top_k"), "0 leaves nothing to sample from; leave it out for all ids"));
-    }
-    match top_p.is_none_or(|p| p > 0.0 && p <= 1.0) {
-        true => Ok(()),
-        false => Err(invalid(&field("top_p"), "must be above 0 and at most 1")),
-    }
-}
-
-/// Everything that is said in a conversation.
-fn parts(ask: &v1::AskItem) -> impl Iterator<Item = &v1::part::Part> {
-    ask.messages.iter().flat_map(|message| &message.parts).filter_map(|part| part.part.as_ref())
-}
-
-fn named(part: &v1::part::Part) -> Option<&Bytes> {
-    match part {
-        v1::part::Part::Image(image) => Some(&image.sha256),
-        v1::part::Part::Text(_) => None,
-    }
+/// Pictures in a conversation.
+fn images(ask: &v1::AskItem) -> impl Iterator<Item = &v1::Image> {
+    ask.messages.iter().flat_map(v1::Message::images)
 }
 
 /// Digests of the blobs that an item is about, in their order.
@@ -122,7 +91,7 @@ pub(super) fn blobs(item: &v1::JobItem) -> impl Iterator<Item = &Bytes> {
         Some(job_item::Work::Ask(ask)) => (None, Some(ask)),
         None => (None, None),
     };
-    let of_ask = ask.into_iter().flat_map(move |ask| ask.images.iter().chain(parts(ask).filter_map(named)));
+    let of_ask = ask.into_iter().flat_map(|ask| ask.images.iter().chain(images(ask).map(|image| &image.sha256)));
     paint.into_iter().filter(|digest| !digest.is_empty()).chain(of_ask)
 }
 
@@ -191,10 +160,7 @@ pub(super) fn asking(ask: &v1::AskItem, images: Vec<v1::Image>, header: v1::Requ
         parts.push(part(v1::part::Part::Text(ask.question.clone())));
         messages.push(v1::Message { role: "user".to_owned(), parts });
     } else {
-        let said = messages.iter_mut().flat_map(|message| &mut message.parts).filter_map(|part| match &mut part.part {
-            Some(v1::part::Part::Image(image)) => Some(image),
-            _ => None,
-        });
+        let said = messages.iter_mut().flat_map(v1::Message::images_mut);
         said.zip(images).for_each(|(place, image)| *place = image);
     }
     v1::ChatRequest {

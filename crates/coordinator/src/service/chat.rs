@@ -89,12 +89,8 @@ pub(super) fn work(shared: &Arc<Shared>, tenant: &str, mut request: v1::ChatRequ
 
 /// Puts digests in the places of pictures' bytes: a request is the same however its pictures came.
 fn name_pictures(request: &mut v1::ChatRequest, pictures: &[Blob]) {
-    let parts = request.messages.iter_mut().flat_map(|message| &mut message.parts);
-    let in_parts = parts.filter_map(|part| match &mut part.part {
-        Some(v1::part::Part::Image(image)) => Some(image),
-        _ => None,
-    });
-    for (image, blob) in in_parts.chain(&mut request.raw_images).zip(pictures) {
+    let said = request.messages.iter_mut().flat_map(v1::Message::images_mut);
+    for (image, blob) in said.chain(&mut request.raw_images).zip(pictures) {
         *image = blob.named();
     }
 }
